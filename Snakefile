@@ -1,0 +1,46 @@
+# kdag: which way of distilling a large language model into a small one works?
+#
+#   data ─► teacher ─► cache ─► students (one per strategy and seed) ─► evaluation ─► table
+#
+# config.yaml is the experiment; workflow/rules holds one file per room of the house above.
+from snakemake.utils import min_version
+
+min_version("9.14")
+
+
+configfile: "config.yaml"
+
+
+include: "workflow/rules/common.smk"
+
+
+pathvars:
+    results=f"results/{CONFIG.experiment}",
+    logs=f"results/{CONFIG.experiment}/logs",
+    benchmarks=f"results/{CONFIG.experiment}/benchmarks",
+
+
+wildcard_constraints:
+    strategy="|".join(map(re.escape, CONFIG.strategies)),
+    seed=r"\d+",
+    model="|".join(map(re.escape, MODELS)),
+
+
+include: "workflow/rules/data.smk"
+include: "workflow/rules/teacher.smk"
+include: "workflow/rules/students.smk"
+include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/results.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        rules.aggregate.output,
+        expand("<results>/eval/{model}/{file}", model=MODELS, file=["samples.jsonl", "scores.json"]),
+
+
+onsuccess:
+    table = Path(f"results/{CONFIG.experiment}/report/table.md")
+    if table.is_file():
+        print(f"\n{table}\n\n{table.read_text()}")

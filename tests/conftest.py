@@ -1,0 +1,78 @@
+"""Shared fixtures: the tiny experiment, a copy of the project to run it in, the real data if it is there."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real prompts, answers and rows, which do not belong to the project."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder ../shared/data with real data is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory) -> Path:
+    """A folder with teacher/ and student/."""
+    folder = tmp_path_factory.mktemp("tiny_models")
+    tiny.save_models(folder)
+    return folder
+
+
+class Project:
+    """A copy of the workflow in a folder of its own, with the tiny experiment beside it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for name in ("Snakefile", "workflow", "profiles", "envs"):
+            source = ROOT / name
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, folder / name)
+        shutil.rmtree(folder / "workflow" / "scripts" / "__pycache__", ignore_errors=True)
+        self.config = tiny.write_experiment(folder / "tiny")
+        shutil.copy(self.config, folder / "config.yaml")
+        self.results = folder / "results" / "tiny"
+
+    def snakemake(self, *arguments, timeout=600, check=True) -> subprocess.CompletedProcess:
+        """Run Snakemake in the copy; jobs get one thread each, so that two run side by side."""
+        command = [sys.executable, "-m", "snakemake", "--cores", "2", *arguments]
+        threads = [f"{rule}=1" for rule in THREADED]
+        command += ["--set-threads", *threads, "--resources", "gpu=2"]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
+        done = subprocess.run(
+            command, cwd=self.folder, env=env, timeout=timeout, text=True, capture_output=True
+        )
+        if check and done.returncode:
+            raise AssertionError(f"snakemake failed:\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}")
+        return done
+
+    def script(self, name: str, *arguments, check=True) -> subprocess.CompletedProcess:
+        """Run a stage script by hand from the project's folder."""
+        command = [sys.executable, f"workflow/scripts/{name}.py", *map(str, arguments)]
+        done = subprocess.run(command, cwd=self.folder, text=True, capture_output=True, timeout=300)
+        if check and done.returncode:
+            raise AssertionError(f"{name} failed:\n{done.stderr[-6000:]}")
+        return done
+
+
+THREADED = ("sft_teacher", "cache_teacher", "sft_student", "distill", "generate", "measure_fidelity")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Project:
+    """A project whose tiny experiment has run once. Tests read it; those that change it take a copy."""
+    project = Project(tmp_path_factory.mktemp("project"))
+    project.log = project.snakemake().stderr
+    return project

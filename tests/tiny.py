@@ -1,0 +1,168 @@
+"""A complete experiment small enough for tests: random Qwen2-shaped models, rows, prompts, a configuration.
+
+The heads of teacher and student are padded to two different heights above the tokenizer's length, as
+those of Qwen2.5-7B and 3B are. Run by hand: python tests/tiny.py FOLDER
+"""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import yaml
+
+WORDS = (
+    "the a small red blue tree river stone bird song runs falls grows over under near bright quiet "
+    "morning evening paper window answer question number seven three twelve list write short long name"
+).split()
+TEMPLATE = (
+    "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] + "
+    "'<|im_end|>\\n' }}{%- else %}{{- '<|im_start|>system\\nYou are a tiny assistant.<|im_end|>\\n' }}"
+    "{%- endif %}{%- for message in messages %}{%- if message.role != 'system' %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}{%- endif %}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+# Every instruction of the scorer would do; these are cheap and hit now and then by chance.
+PROMPTS = [
+    ("Write a short answer without any comma.", ["punctuation:no_comma"], [{}]),
+    ("Answer in lower case, no capital letters.", ["change_case:english_lowercase"], [{}]),
+    (
+        "Write at least three words and no comma.",
+        ["length_constraints:number_words", "punctuation:no_comma"],
+        [{"relation": "at least", "num_words": 3}, {}],
+    ),
+    (
+        "Answer in fewer than 9 sentences.",
+        ["length_constraints:number_sentences"],
+        [{"relation": "less than", "num_sentences": 9}],
+    ),
+]
+
+
+def sentence(generator: random.Random, words: int) -> str:
+    return " ".join(generator.choice(WORDS) for _ in range(words)).capitalize() + "."
+
+
+def rows(count: int, seed: int = 0) -> list[dict]:
+    generator = random.Random(seed)
+    return [
+        {
+            "instruction": f"Question {number}: {sentence(generator, 4)}",
+            "input": sentence(generator, 3) if number % 3 == 0 else "",
+            "output": sentence(generator, generator.randint(3, 14)),
+        }
+        for number in range(count)
+    ]
+
+
+def tokenizer(corpus: list[str], vocabulary: int = 400):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, initial_alphabet=alphabet)
+    made.train_from_iterator(corpus, trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=made, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    wrapped.chat_template = TEMPLATE
+    return wrapped
+
+
+def model(vocabulary: int, *, hidden: int, layers: int, tied: bool, seed: int):
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            tie_word_embeddings=tied,
+            initializer_range=0.2,
+            bos_token_id=None,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+    )
+
+
+def save_models(folder: Path) -> None:
+    """teacher/ and student/ below `folder`: one tokenizer, heads of 24 and 8 rows too many."""
+    corpus = [text for row in rows(200, seed=1) for text in row.values()]
+    shared = tokenizer(corpus)
+    shapes = {
+        "teacher": {"extra": 24, "hidden": 64, "layers": 4, "tied": False, "seed": 1},
+        "student": {"extra": 8, "hidden": 32, "layers": 2, "tied": True, "seed": 2},
+    }
+    for name, shape in shapes.items():
+        extra = shape.pop("extra")
+        model(len(shared) + extra, **shape).save_pretrained(folder / name)
+        shared.save_pretrained(folder / name)
+
+
+def configuration(folder: Path) -> dict:
+    """The tiny experiment: float32 throughout, so that two runs give the same bytes."""
+    short = {"learning_rate": 1e-3, "dtype": "float32", "gradient_checkpointing": False, "lora_rank": 4}
+    return {
+        "experiment": "tiny",
+        "data": {
+            "source": "path",
+            "path": str(folder / "rows.jsonl"),
+            "train_rows": 24,
+            "heldout_rows": 8,
+            "max_tokens": 256,
+        },
+        "teacher": {"source": "path", "path": str(folder / "teacher")},
+        "teacher_training": {**short, "batch_size": 4, "gradient_accumulation": 2},
+        "teacher_cache": {"dtype": "float32", "rows_per_shard": 10},
+        "student": {"source": "path", "path": str(folder / "student")},
+        "distillation": {**short, "epochs": 1, "batch_size": 2, "gradient_accumulation": 4},
+        "strategies": {
+            "fkl": {"divergence": "fkl"},
+            "rkl": {"divergence": "rkl"},
+            "skewed-fkl": {"divergence": "skewed-fkl", "skew_lambda": 0.1},
+            "skewed-rkl": {"divergence": "skewed-rkl", "skew_lambda": 0.1},
+        },
+        "evaluation": {
+            "prompts": {"source": "path", "path": str(folder / "prompts.jsonl")},
+            "max_new_tokens": 12,
+            "batch_size": 4,
+            "dtype": "float32",
+        },
+    }
+
+
+def prompts() -> list[dict]:
+    return [
+        {"key": key, "prompt": text, "instruction_id_list": ids, "kwargs": kwargs}
+        for key, (text, ids, kwargs) in enumerate(PROMPTS)
+    ]
+
+
+def write_jsonl(path: Path, values) -> None:
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+
+
+def write_experiment(folder: Path) -> Path:
+    """Models, data, prompts and config.yaml in `folder`; returns the configuration's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_models(folder)
+    write_jsonl(folder / "rows.jsonl", rows(40))
+    write_jsonl(folder / "prompts.jsonl", prompts())
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(configuration(folder), sort_keys=False))
+    return config
+
+
+if __name__ == "__main__":
+    print(write_experiment(Path(sys.argv[1])))

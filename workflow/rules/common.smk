@@ -1,0 +1,89 @@
+# What the rules share: the checked configuration, and for every job its code and its parameters.
+#
+# CONFIG          the validated configuration (kdag.config.Config)
+# MODELS          the ids of all models that are evaluated, in the table's order
+# code(script)    the script and every module of ours that it imports: inputs, so that an edit reruns
+# params(stage)   the stage's part of the configuration as one canonical JSON string
+# model_home(id)  the folder with model/ and manifest.json of a model
+import ast
+import os
+import re
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+SCRIPTS = Path(workflow.basedir, "workflow", "scripts")
+sys.path.insert(0, str(SCRIPTS))
+
+from kdag.config import Source, load_config, model_ids, stage_params, student_ids
+from kdag.errors import UserError
+from kdag.manifest import canonical_json, sha256_json
+
+try:
+    CONFIG = load_config({k: v for k, v in config.items() if k != "pathvars"})
+except UserError as error:
+    raise WorkflowError("The configuration is not valid; nothing has run.", *str(error).split("\n"))
+
+MODELS = model_ids(CONFIG)
+STUDENTS = student_ids(CONFIG)
+
+# `python` in a rule is the one that runs Snakemake, also where its environment is not activated.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+def code(script):
+    files, todo = [], [SCRIPTS / f"{script}.py"]
+    while todo:
+        file = todo.pop(0)
+        if file in files or not file.is_file():
+            continue
+        files.append(file)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            todo += [SCRIPTS.joinpath(*name.split(".")).with_suffix(".py") for name in names]
+    return [os.path.relpath(file) for file in files]
+
+
+def params(stage):
+    def of(wildcards):
+        strategy, seed = wildcards.get("strategy", ""), wildcards.get("seed", 0)
+        return canonical_json(stage_params(CONFIG, stage, strategy=strategy, seed=seed))
+
+    return of
+
+
+def fetched(kind, stage):
+    """Where a fetched source lies: experiments share it, and every other source has its own place."""
+    source = stage_params(CONFIG, stage)
+    named = source["id"] or source["path"] or source["file"]
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", Path(named).stem if source["path"] else Path(named).name)
+    return f"resources/{kind}/{name.strip('-')}-{sha256_json(source)[:8]}"
+
+
+def local_files(source):
+    """The user's own files behind a source, so that editing them reruns what was made from them."""
+    if source.source != "path":
+        return []
+    path = Path(source.path)
+    return sorted(map(str, [*path.glob("*.json"), *path.glob("*.safetensors")])) if path.is_dir() else [str(path)]
+
+
+TEACHER = fetched("models", "fetch_teacher")
+STUDENT = "<results>/student" if CONFIG.student.derive else fetched("models", "fetch_student")
+DATASET = fetched("datasets", "fetch_dataset")
+PROMPTS = fetched("datasets", "fetch_prompts")
+NLTK = "resources/nltk_data"
+
+
+def model_home(model):
+    fixed = {
+        "teacher-untrained": TEACHER,
+        "teacher": "<results>/teacher",
+        "student-untrained": STUDENT,
+    }
+    return fixed.get(model) or "<results>/students/{}/seed{}".format(*STUDENTS[model])

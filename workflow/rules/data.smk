@@ -1,0 +1,165 @@
+# Needs: the sources that the configuration names.
+# Gives: resources/ (models, data sets, prompts, NLTK's data), the student's start, data/ of the experiment.
+# The fetch rules are the only ones that touch the network; they run where Snakemake runs.
+
+
+rule fetch_teacher:
+    input:
+        code=code("fetch_model"),
+        files=local_files(CONFIG.teacher),
+    output:
+        model=directory(f"{TEACHER}/model"),
+        manifest=f"{TEACHER}/manifest.json",
+    log:
+        "<logs>/fetch_teacher.log",
+    conda:
+        "../../envs/train.yaml"
+    localrule: True
+    params:
+        config=params("fetch_teacher"),
+    shell:
+        "python {input.code[0]} --config {params.config:q} --output {output.model:q}"
+        " --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+
+
+if CONFIG.student.derive:
+
+    rule derive_student:
+        input:
+            code=code("derive_student"),
+            teacher=f"{TEACHER}/manifest.json",
+            model=ancient(f"{TEACHER}/model"),
+        output:
+            model=directory(f"{STUDENT}/model"),
+            manifest=f"{STUDENT}/manifest.json",
+        log:
+            "<logs>/derive_student.log",
+        conda:
+            "../../envs/train.yaml"
+        params:
+            config=params("derive_student"),
+        shell:
+            "python {input.code[0]} --config {params.config:q} --teacher {input.model:q}"
+            " --output {output.model:q} --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+
+elif STUDENT != TEACHER:
+
+    rule fetch_student:
+        input:
+            code=code("fetch_model"),
+            files=local_files(CONFIG.student),
+        output:
+            model=directory(f"{STUDENT}/model"),
+            manifest=f"{STUDENT}/manifest.json",
+        log:
+            "<logs>/fetch_student.log",
+        conda:
+            "../../envs/train.yaml"
+        localrule: True
+        params:
+            config=params("fetch_student"),
+        shell:
+            "python {input.code[0]} --config {params.config:q} --output {output.model:q}"
+            " --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+
+
+rule fetch_dataset:
+    input:
+        code=code("fetch_dataset"),
+        files=local_files(CONFIG.data),
+    output:
+        rows=f"{DATASET}/rows.jsonl",
+        manifest=f"{DATASET}/manifest.json",
+    log:
+        "<logs>/fetch_dataset.log",
+    conda:
+        "../../envs/train.yaml"
+    localrule: True
+    params:
+        config=params("fetch_dataset"),
+    shell:
+        "python {input.code[0]} --config {params.config:q} --output {output.rows:q}"
+        " --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+
+
+rule fetch_prompts:
+    input:
+        code=code("fetch_dataset"),
+        files=local_files(CONFIG.evaluation.prompts),
+    output:
+        rows=f"{PROMPTS}/rows.jsonl",
+        manifest=f"{PROMPTS}/manifest.json",
+    log:
+        "<logs>/fetch_prompts.log",
+    conda:
+        "../../envs/train.yaml"
+    localrule: True
+    params:
+        config=params("fetch_prompts"),
+    shell:
+        "python {input.code[0]} --config {params.config:q} --output {output.rows:q}"
+        " --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+
+
+rule fetch_nltk_data:
+    input:
+        code=code("fetch_nltk_data"),
+    output:
+        data=directory(f"{NLTK}/tokenizers"),
+        manifest=f"{NLTK}/manifest.json",
+    log:
+        "<logs>/fetch_nltk_data.log",
+    conda:
+        "../../envs/eval.yaml"
+    localrule: True
+    params:
+        root=NLTK,
+    shell:
+        "python {input.code[0]} --output {params.root:q} --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+
+
+rule subset:
+    input:
+        code=code("subset"),
+        rows=f"{DATASET}/rows.jsonl",
+        teacher=f"{TEACHER}/manifest.json",
+        teacher_model=ancient(f"{TEACHER}/model"),
+        student=f"{STUDENT}/manifest.json",
+        student_model=ancient(f"{STUDENT}/model"),
+    output:
+        train="<results>/data/train.parquet",
+        heldout="<results>/data/heldout.parquet",
+        manifest="<results>/data/manifest.json",
+    log:
+        "<logs>/subset.log",
+    conda:
+        "../../envs/train.yaml"
+    localrule: True
+    params:
+        config=params("subset"),
+    shell:
+        "python {input.code[0]} --config {params.config:q} --rows {input.rows:q}"
+        " --teacher {input.teacher_model:q} --student {input.student_model:q}"
+        " --train {output.train:q} --heldout {output.heldout:q} --manifest {output.manifest:q}"
+        " 2>&1 | tee {log:q}"
+
+
+rule select_prompts:
+    input:
+        code=code("select_prompts"),
+        rows=f"{PROMPTS}/rows.jsonl",
+        nltk=f"{NLTK}/manifest.json",
+        nltk_data=ancient(f"{NLTK}/tokenizers"),
+    output:
+        prompts="<results>/data/prompts.jsonl",
+    log:
+        "<logs>/select_prompts.log",
+    conda:
+        "../../envs/eval.yaml"
+    localrule: True
+    params:
+        config=params("select_prompts"),
+        nltk=NLTK,
+    shell:
+        "python {input.code[0]} --config {params.config:q} --input {input.rows:q}"
+        " --nltk-data {params.nltk:q} --output {output.prompts:q} 2>&1 | tee {log:q}"

@@ -1,0 +1,83 @@
+# Needs: a model (any row of the table), the prompts; for fidelity, the teacher's cache of held-out rows.
+# Gives: eval/<model>/: samples.jsonl (answers), scores.json (IFEval), fidelity.json (students).
+
+
+rule generate:
+    input:
+        code=code("generate"),
+        prompts="<results>/data/prompts.jsonl",
+        nltk=f"{NLTK}/manifest.json",
+        nltk_data=ancient(f"{NLTK}/tokenizers"),
+        manifest=lambda wildcards: f"{model_home(wildcards.model)}/manifest.json",
+        model=ancient(lambda wildcards: f"{model_home(wildcards.model)}/model"),
+    output:
+        samples="<results>/eval/{model}/samples.jsonl",
+        settings="<results>/eval/{model}/generation.json",
+    log:
+        "<logs>/generate/{model}.log",
+    benchmark:
+        "<benchmarks>/generate/{model}.tsv"
+    conda:
+        "../../envs/eval.yaml"
+    threads: 8
+    resources:
+        gpu=1,
+    params:
+        config=params("generate"),
+        nltk=NLTK,
+    shell:
+        "python {input.code[0]} --name generate/{wildcards.model} --config {params.config:q}"
+        " --model {input.model:q} --prompts {input.prompts:q} --nltk-data {params.nltk:q}"
+        " --output {output.samples:q} --settings {output.settings:q} 2>&1 | tee {log:q}"
+
+
+rule score:
+    input:
+        code=code("score_ifeval"),
+        prompts="<results>/data/prompts.jsonl",
+        nltk=f"{NLTK}/manifest.json",
+        nltk_data=ancient(f"{NLTK}/tokenizers"),
+        samples="<results>/eval/{model}/samples.jsonl",
+        settings="<results>/eval/{model}/generation.json",
+    output:
+        scores="<results>/eval/{model}/scores.json",
+    log:
+        "<logs>/score/{model}.log",
+    conda:
+        "../../envs/eval.yaml"
+    params:
+        nltk=NLTK,
+    shell:
+        "python {input.code[0]} --name score/{wildcards.model} --prompts {input.prompts:q}"
+        " --responses {input.samples:q} --generation {input.settings:q} --nltk-data {params.nltk:q}"
+        " --output {output.scores:q} 2>&1 | tee {log:q}"
+
+
+rule measure_fidelity:
+    input:
+        code=code("measure_fidelity"),
+        data="<results>/data/manifest.json",
+        heldout="<results>/data/heldout.parquet",
+        cache="<results>/cache/manifest.json",
+        states=ancient("<results>/cache/heldout"),
+        base=f"{STUDENT}/manifest.json",
+        untrained=ancient(f"{STUDENT}/model"),
+        manifest=lambda wildcards: f"{model_home(wildcards.model)}/manifest.json",
+        model=ancient(lambda wildcards: f"{model_home(wildcards.model)}/model"),
+    output:
+        fidelity="<results>/eval/{model}/fidelity.json",
+    log:
+        "<logs>/measure_fidelity/{model}.log",
+    benchmark:
+        "<benchmarks>/measure_fidelity/{model}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    threads: 8
+    resources:
+        gpu=1,
+    params:
+        config=params("measure_fidelity"),
+    shell:
+        "python {input.code[0]} --name fidelity/{wildcards.model} --config {params.config:q}"
+        " --model {input.model:q} --untrained {input.untrained:q} --heldout {input.heldout:q}"
+        " --cache {input.cache:q} --output {output.fidelity:q} 2>&1 | tee {log:q}"

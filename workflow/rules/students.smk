@@ -1,0 +1,61 @@
+# Needs: the untrained student, the encoded rows; for distilling, the teacher's cache.
+# Gives: students/<strategy>/seed<k>/, one trained student each; `sft` is the one without a teacher.
+
+
+rule sft_student:
+    input:
+        code=code("sft"),
+        data="<results>/data/manifest.json",
+        train="<results>/data/train.parquet",
+        base=f"{STUDENT}/manifest.json",
+        model=ancient(f"{STUDENT}/model"),
+    output:
+        model=directory("<results>/students/sft/seed{seed}/model"),
+        log="<results>/students/sft/seed{seed}/training.jsonl",
+        manifest="<results>/students/sft/seed{seed}/manifest.json",
+    log:
+        "<logs>/sft_student/seed{seed}.log",
+    benchmark:
+        "<benchmarks>/sft_student/seed{seed}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    threads: 8
+    resources:
+        gpu=1,
+    params:
+        config=params("sft_student"),
+    shell:
+        "python {input.code[0]} --name sft/seed{wildcards.seed} --config {params.config:q}"
+        " --model {input.model:q} --train {input.train:q} --output {output.model:q}"
+        " --log {output.log:q} --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+
+
+rule distill:
+    input:
+        code=code("distill"),
+        data="<results>/data/manifest.json",
+        train="<results>/data/train.parquet",
+        base=f"{STUDENT}/manifest.json",
+        model=ancient(f"{STUDENT}/model"),
+        cache="<results>/cache/manifest.json",
+        states=ancient("<results>/cache/train"),
+    output:
+        model=directory("<results>/students/{strategy}/seed{seed}/model"),
+        log="<results>/students/{strategy}/seed{seed}/training.jsonl",
+        manifest="<results>/students/{strategy}/seed{seed}/manifest.json",
+    log:
+        "<logs>/distill/{strategy}-seed{seed}.log",
+    benchmark:
+        "<benchmarks>/distill/{strategy}-seed{seed}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    threads: 8
+    resources:
+        gpu=1,
+    params:
+        config=params("distill"),
+    shell:
+        "python {input.code[0]} --name {wildcards.strategy}/seed{wildcards.seed}"
+        " --config {params.config:q} --model {input.model:q} --train {input.train:q}"
+        " --cache {input.cache:q} --output {output.model:q} --log {output.log:q}"
+        " --manifest {output.manifest:q} 2>&1 | tee {log:q}"

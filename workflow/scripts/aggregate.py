@@ -1,0 +1,35 @@
+"""Put the scores of all models into one table, after making sure that they were measured alike."""
+
+import json
+from pathlib import Path
+
+from kdag import cli, report
+from kdag.manifest import read_json, write_text
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    parser.add_argument("--config", type=json.loads, required=True, help='{"rows": [model, label, role]}')
+    parser.add_argument("--scores", type=Path, nargs="+", required=True, help="eval/<model>/scores.json")
+    parser.add_argument("--fidelity", type=Path, nargs="+", required=True, help="eval/<model>/fidelity.json")
+    parser.add_argument("--table", type=Path, required=True, help="table.md, written")
+    parser.add_argument("--csv", type=Path, required=True, help="table.csv, written")
+    parser.add_argument("--fidelity-csv", type=Path, required=True, help="fidelity.csv, written")
+    return parser
+
+
+def main(args):
+    rows = args.config["rows"]
+    scores = {path.parent.name: read_json(path) for path in args.scores}
+    fidelity = {path.parent.name: read_json(path) for path in args.fidelity}
+    report.refuse_mixture(rows, scores)
+    table = report.accuracy_table(rows, scores)
+    closeness = report.fidelity_table(rows, fidelity)
+    write_text(args.csv, table.to_csv(index=False))
+    write_text(args.fidelity_csv, closeness.to_csv(index=False))
+    first = scores[rows[0]["model"]]
+    write_text(args.table, report.markdown(rows, table, closeness, first))
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments())

@@ -1,0 +1,35 @@
+"""Cut a student out of the teacher's untrained network: fewer layers, everything else kept."""
+
+import json
+from pathlib import Path
+
+from kdag import cli, models
+from kdag.manifest import atomic_path, sha256_file, write_manifest
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    parser.add_argument("--config", type=json.loads, required=True, help='{"keep_layers": n}')
+    parser.add_argument("--teacher", type=Path, required=True, help="the teacher's model directory")
+    parser.add_argument("--output", type=Path, required=True, help="the student's model directory")
+    parser.add_argument("--manifest", type=Path, required=True)
+    return parser
+
+
+def main(args):
+    dtype = json.loads((args.teacher / "config.json").read_text()).get("dtype") or "float32"
+    model = models.load_model(args.teacher, dtype, to_device=False)
+    models.keep_layers(model, args.config["keep_layers"])
+    with atomic_path(args.output) as partial:
+        models.save(model, models.load_tokenizer(args.teacher), partial)
+    write_manifest(
+        args.manifest,
+        stage="derive_student",
+        params=args.config,
+        inputs={"teacher": sha256_file(args.teacher.parent / "manifest.json")},
+        outputs=[args.output],
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments())

@@ -1,0 +1,43 @@
+"""Distil the teacher into the student: cross-entropy plus a divergence over the full vocabulary."""
+
+import json
+from pathlib import Path
+
+from kdag import cli
+from kdag.config import DistillationJob
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    parser.add_argument(
+        "--config",
+        type=json.loads,
+        default={"divergence": "fkl"},
+        help="keys of `distillation`, divergence, divergence_params and seed",
+    )
+    parser.add_argument("--model", type=Path, required=True, help="the untrained student's directory")
+    parser.add_argument("--train", type=Path, required=True, help="train.parquet")
+    parser.add_argument("--cache", type=Path, required=True, help="the cache's manifest.json")
+    parser.add_argument("--output", type=Path, required=True, help="model directory, written")
+    parser.add_argument("--log", type=Path, required=True, help="training.jsonl, one line per step")
+    parser.add_argument("--manifest", type=Path, required=True)
+    return parser
+
+
+def main(args):
+    from kdag.training import Objective, run_stage
+
+    settings = DistillationJob(**args.config)
+    objective = Objective(
+        divergence=settings.divergence,
+        divergence_params=settings.divergence_params,
+        kl_weight=settings.kl_loss_weight,
+        temperature=settings.temperature,
+        temperature_squared=settings.temperature_squared,
+        use_ce=settings.use_ce_loss,
+    )
+    run_stage("distill", args, settings, objective, cache=args.cache)
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments())

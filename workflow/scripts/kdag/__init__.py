@@ -1,0 +1,1 @@
+"""kdag: the library that the stages of the workflow share."""

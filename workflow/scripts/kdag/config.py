@@ -1,0 +1,381 @@
+"""The configuration: one section per stage, the only source of defaults and checks.
+
+A stage's parameters are exactly what can change its result. `stage_params` hands each job its own part
+as a plain dict; the workflow turns that into one canonical JSON string, which is both what Snakemake
+compares and what a stage script takes with --config.
+"""
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from kdag.divergence_params import PARAMETERS, resolve
+from kdag.errors import UserError
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+# Rows that every table has; a strategy cannot take their names.
+BASELINES = ("teacher-untrained", "teacher", "student-untrained", "sft")
+
+# YAML 1.1 reads 1e-4 as a string and `--config` hands every value over as one.
+Number = Annotated[float, BeforeValidator(lambda v: float(v) if isinstance(v, str) else v)]
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+
+class Section(BaseModel):
+    """Unknown keys are errors; numbers in text are read as numbers; booleans are not numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Source(Section):
+    """Where a model or a data set comes from: a hub, a path, or a file that an installed package ships."""
+
+    source: Literal["hub", "path", "package"] = Field("hub", description="where it comes from")
+    id: str | None = Field(None, description="hub: the repository, owner/name")
+    revision: str | None = Field(
+        None, description="hub: commit, branch or tag; null: the newest when fetched, recorded"
+    )
+    path: str | None = Field(None, description="path: a file or model directory on this machine")
+    package: str | None = Field(None, description="package: the installed distribution's name")
+    file: str | None = Field(None, description="package: the file inside it")
+
+    @model_validator(mode="after")
+    def _source_has_its_keys(self):
+        wanted = {"hub": {"id"}, "path": {"path"}, "package": {"package", "file"}}[self.source]
+        optional = {"revision"} if self.source == "hub" else set()
+        given = {k for k in ("id", "revision", "path", "package", "file") if getattr(self, k)}
+        if missing := sorted(wanted - given):
+            raise ValueError(f"source {self.source} needs {', '.join(missing)}")
+        if extra := sorted(given - wanted - optional):
+            raise ValueError(f"source {self.source} does not take {', '.join(extra)}")
+        if self.source == "path" and not Path(self.path).exists():
+            raise ValueError(f"no such file or directory: {self.path}")
+        return self
+
+
+class DataSource(Source):
+    split: str = Field("train", description="hub: the split")
+
+
+class Data(DataSource):
+    """The instruction rows."""
+
+    instruction_field: str = Field("instruction", description="the column with the instruction")
+    input_field: str | None = Field(
+        "input", description="the column with further input, put below the instruction; null: none"
+    )
+    output_field: str = Field("output", description="the column with the answer to learn")
+    train_rows: int = Field(1000, gt=0, description="rows to train on: the first ones")
+    heldout_rows: int = Field(
+        100, gt=0, description="rows after those, for fidelity; never trained on"
+    )
+    max_tokens: int = Field(2048, ge=16, description="longest row, prompt and answer, in tokens")
+    overlong: Literal["drop", "truncate", "error"] = Field(
+        "drop", description="a longer row is left out, cut at max_tokens (losing its end), or an error"
+    )
+
+
+class Teacher(Source):
+    """The large model."""
+
+
+class Derive(Section):
+    """A student made from the teacher's own untrained network."""
+
+    from_: Literal["teacher"] = Field("teacher", alias="from")
+    keep_layers: int = Field(gt=0, description="transformer layers kept, evenly spaced")
+
+
+class Student(Source):
+    """The small model: a source of its own, or cut from the teacher."""
+
+    derive: Derive | None = Field(None, description="cut the student from the teacher instead")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derived_has_no_source(cls, values):
+        if isinstance(values, dict) and values.get("derive"):
+            if extra := sorted(k for k in values if k != "derive" and values[k] is not None):
+                raise ValueError(f"derive stands alone; remove {', '.join(extra)}")
+        return values
+
+    @model_validator(mode="after")
+    def _source_has_its_keys(self):
+        return self if self.derive else super()._source_has_its_keys()
+
+
+class Training(Section):
+    """What fine-tuning and distillation share."""
+
+    tuning: Literal["lora", "full"] = Field("lora", description="adapters, or every weight")
+    lora_rank: int = Field(16, gt=0, le=1024)
+    lora_alpha: Number = Field(32, gt=0, description="the adapter's output is scaled by alpha / rank")
+    lora_dropout: Number = Field(0.0, ge=0, lt=1)
+    lora_target_modules: Literal["all-linear"] | list[str] = Field(
+        "all-linear", description="which linear layers get an adapter; never the head"
+    )
+    epochs: Number = Field(1, gt=0, description="passes over the training rows")
+    batch_size: int = Field(1, gt=0, description="rows per forward pass and device")
+    gradient_accumulation: int = Field(
+        8, gt=0, description="forward passes per optimiser step; effective batch = product"
+    )
+    learning_rate: Number = Field(1e-4, gt=0, lt=1)
+    warmup_ratio: Number = Field(0.05, ge=0, lt=1, description="share of the steps with rising rate")
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: Number = Field(0.01, ge=0, lt=1)
+    max_grad_norm: Number = Field(1.0, gt=0)
+    dtype: Dtype = Field(
+        "bfloat16", description="frozen weights and arithmetic; trained weights are float32"
+    )
+    gradient_checkpointing: bool = Field(True, description="less memory for about a third more time")
+
+
+class TeacherTraining(Training):
+    """Fine-tuning the teacher on the training rows."""
+
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
+class TeacherCache(Section):
+    """What the teacher thinks: its last hidden states at every answer position."""
+
+    dtype: Dtype = Field("bfloat16", description="the teacher's weights, arithmetic and what is stored")
+    batch_tokens: int = Field(8192, gt=0, description="padded tokens per forward pass")
+    rows_per_shard: int = Field(512, gt=0)
+
+
+class Distillation(Training):
+    """Loss per answer token: (1 - w) CE + w T^2 D; with use_ce_loss false T^2 D alone."""
+
+    epochs: Number = Field(3, gt=0, description="passes over the training rows")
+    gradient_accumulation: int = Field(
+        32, gt=0, description="forward passes per optimiser step; effective batch = product"
+    )
+    learning_rate: Number = Field(5e-4, gt=0, lt=1)
+    use_ce_loss: bool = Field(True, description="false: the divergence alone")
+    kl_loss_weight: Number = Field(0.5, gt=0, le=1, description="w")
+    temperature: Number = Field(2.0, gt=0, le=100, description="T, of both models in the divergence")
+    temperature_squared: bool = Field(True, description="scale the divergence by T^2")
+
+
+class DistillationJob(Distillation):
+    """What one student's training depends on, its strategy resolved."""
+
+    divergence: Literal[tuple(PARAMETERS)]
+    divergence_params: dict[str, float] = Field(default_factory=dict)
+    seed: int = 0
+
+
+class Strategy(Section):
+    """A divergence, its parameters, and any key of `distillation` it overrides."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    divergence: Literal[tuple(PARAMETERS)]
+
+    @model_validator(mode="after")
+    def _parameters_and_overrides(self):
+        parameters = PARAMETERS[self.divergence]
+        allowed = [*parameters, *Distillation.model_fields]
+        for key in self.model_extra:
+            if key not in allowed:
+                raise ValueError(
+                    f"`{key}` is neither a parameter of {self.divergence} nor a key of distillation"
+                    f"{suggestion(key, allowed)}"
+                )
+        self.divergence_params()
+        return self
+
+    def divergence_params(self) -> dict[str, float]:
+        """The divergence's own parameters as floats, defaults filled in."""
+        given = {k: v for k, v in self.model_extra.items() if k in PARAMETERS[self.divergence]}
+        for key, value in given.items():
+            try:
+                given[key] = float(value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"`{key}` must be a number, got {value!r}") from error
+        return resolve(self.divergence, given)
+
+    def overrides(self) -> dict:
+        return {k: v for k, v in self.model_extra.items() if k in Distillation.model_fields}
+
+
+class Prompts(DataSource):
+    id: str | None = "google/IFEval"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _id_is_the_hub_s(cls, values):
+        if isinstance(values, dict) and values.get("source", "hub") != "hub":
+            values = {"id": None, **values}
+        return values
+
+
+class Evaluation(Section):
+    """IFEval, generated greedily and alike for every row of the table."""
+
+    prompts: Prompts = Field(default_factory=Prompts)
+    limit: int | None = Field(None, gt=0, description="the first n prompts, for every model; null: all")
+    max_new_tokens: int = Field(1280, gt=0)
+    batch_size: int = Field(16, gt=0, description="prompts per forward pass; pinned, as bf16 sees it")
+    repetition_penalty: Number = Field(1.0, ge=1, le=2, description="1: none")
+    dtype: Dtype = "bfloat16"
+
+
+class Config(Section):
+    """One experiment."""
+
+    experiment: str = Field("default", pattern=NAME, description="results/<experiment>/ holds all of it")
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
+        [0], min_length=1, description="every student is trained once per seed"
+    )
+    data: Data
+    teacher: Teacher
+    teacher_training: TeacherTraining = Field(default_factory=TeacherTraining)
+    teacher_cache: TeacherCache = Field(default_factory=TeacherCache)
+    student: Student
+    distillation: Distillation = Field(default_factory=Distillation)
+    strategies: dict[str, Strategy] = Field(min_length=1)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+
+    @model_validator(mode="after")
+    def _names_and_overrides(self):
+        for name, strategy in self.strategies.items():
+            if not re.match(NAME, name) or re.search(r"-seed\d+$", name):
+                raise ValueError(
+                    f"strategies: the name {name!r} may hold letters, digits, '.', '_' and '-', "
+                    "starts with a letter or digit and does not end in -seed<number>"
+                )
+            if name in BASELINES or name.startswith("."):
+                raise ValueError(f"strategies: {name!r} is the name of a baseline row")
+            try:
+                self.distillation_of(name)
+            except ValidationError as error:
+                raise ValueError(f"strategies.{name}: {'; '.join(error_lines(error))}") from error
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds: each seed once, got {self.seeds}")
+        return self
+
+    def distillation_of(self, strategy: str) -> Distillation:
+        return Distillation(**self.distillation.model_dump() | self.strategies[strategy].overrides())
+
+
+def load_config(raw: dict) -> Config:
+    """Check the whole configuration. UserError has one line per mistake, all of them at once."""
+    try:
+        return Config(**raw)
+    except ValidationError as error:
+        raise UserError("\n".join(error_lines(error))) from error
+
+
+def error_lines(error: ValidationError) -> list[str]:
+    """`key.path: what is wrong (got value)`, with the nearest known key for a misspelt one."""
+    lines = []
+    for item in error.errors():
+        where = ".".join(map(str, item["loc"]))
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(item["loc"][:-1])
+            message = f"no such key{suggestion(str(item['loc'][-1]), known)}"
+        got = "" if isinstance(item["input"], dict | BaseModel) else f" (got {item['input']!r})"
+        lines.append(f"{where}: {message}{got}" if where else message)
+    return lines
+
+
+def suggestion(word: str, known) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(sorted(known))}"
+
+
+def _fields_at(path) -> list[str]:
+    model = Config
+    for key in path:
+        field = model.model_fields.get(key)
+        inner = field.annotation if field else None
+        options = [inner, *getattr(inner, "__args__", ())]
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, Section)), model)
+    return [f.alias or name for name, f in model.model_fields.items()]
+
+
+def fetch_params(source: Source) -> dict:
+    """What decides which bytes are fetched."""
+    keys = DataSource.model_fields if isinstance(source, DataSource) else Source.model_fields
+    return {key: getattr(source, key) for key in keys}
+
+
+def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str = 0) -> dict:
+    """The part of the configuration that the result of one job of `stage` depends on."""
+    training = {key: getattr(config.distillation, key) for key in Training.model_fields}
+    match stage:
+        case "fetch_teacher":
+            return fetch_params(config.teacher)
+        case "fetch_student":
+            return fetch_params(config.student)
+        case "fetch_dataset":
+            return fetch_params(config.data)
+        case "fetch_prompts":
+            return fetch_params(config.evaluation.prompts)
+        case "derive_student":
+            return config.student.derive.model_dump(by_alias=True)
+        case "subset":
+            return config.data.model_dump(exclude=set(DataSource.model_fields))
+        case "select_prompts":
+            return {"limit": config.evaluation.limit}
+        case "sft_teacher":
+            return config.teacher_training.model_dump()
+        case "cache_teacher":
+            return config.teacher_cache.model_dump()
+        case "sft_student":
+            return training | {"seed": int(seed)}
+        case "distill":
+            chosen = config.strategies[strategy]
+            return DistillationJob(
+                **config.distillation_of(strategy).model_dump(),
+                divergence=chosen.divergence,
+                divergence_params=chosen.divergence_params(),
+                seed=int(seed),
+            ).model_dump()
+        case "generate":
+            return config.evaluation.model_dump(exclude={"prompts", "limit"})
+        case "measure_fidelity":
+            return {"dtype": config.evaluation.dtype}
+        case "aggregate":
+            return {"rows": table_rows(config)}
+    raise ValueError(f"no stage is called {stage!r}")
+
+
+def student_ids(config: Config) -> dict[str, tuple[str, int]]:
+    """{model id: (strategy, seed)} of every trained student, in the table's order."""
+    return {
+        f"{strategy}-seed{seed}": (strategy, seed)
+        for strategy in ("sft", *config.strategies)
+        for seed in config.seeds
+    }
+
+
+def model_ids(config: Config) -> list[str]:
+    """Every model that is evaluated, in the table's order."""
+    return ["teacher-untrained", "teacher", "student-untrained", *student_ids(config)]
+
+
+def table_rows(config: Config) -> list[dict]:
+    """What the table calls each model: id, label, role, strategy and seed."""
+    rows = [
+        {"model": "teacher-untrained", "label": "teacher, untrained", "role": "teacher"},
+        {"model": "teacher", "label": "teacher", "role": "teacher"},
+        {"model": "student-untrained", "label": "student, untrained", "role": "untrained"},
+    ]
+    for model, (strategy, seed) in student_ids(config).items():
+        several = f" (seed {seed})" if len(config.seeds) > 1 else ""
+        rows.append(
+            {
+                "model": model,
+                "label": f"student - {strategy}{several}",
+                "role": "student",
+                "strategy": strategy,
+                "seed": seed,
+            }
+        )
+    return rows

@@ -1,0 +1,184 @@
+"""Instruction rows -> chat template -> token ids and response mask.
+
+The one place that decides which tokens a model learns from: the answer and the token that ends it.
+"""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from kdag.errors import UserError
+from kdag.manifest import canonical_json, sha256_json, sha256_text
+
+# Rendered with both models' templates: they must agree on every one of these.
+PROBES = (
+    [{"role": "user", "content": "Hello"}],
+    [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there.\n"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " 1 + 1 = ?"}],
+)
+MOST_BAD_ROWS_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The columns of an instruction row; `input` may be absent."""
+
+    instruction: str
+    input: str | None
+    output: str
+
+
+def messages(row: dict, fields: Fields) -> list[dict]:
+    """One user turn and one assistant turn. ValueError says what is wrong with the row."""
+    for field in filter(None, (fields.instruction, fields.output)):
+        if field not in row:
+            raise ValueError(f"field {field!r} is missing; the row has {', '.join(row) or 'none'}")
+    texts = {}
+    for field in filter(None, (fields.instruction, fields.input, fields.output)):
+        value = row.get(field)
+        if value is None and field == fields.input:
+            value = ""
+        if not isinstance(value, str):
+            raise ValueError(f"field {field!r} must be text, got {type(value).__name__}: {value!r:.60}")
+        texts[field] = value
+    for field in (fields.instruction, fields.output):
+        if not texts[field].strip():
+            raise ValueError(f"field {field!r} is empty")
+    further = texts.get(fields.input, "").strip()
+    user = texts[fields.instruction] + (f"\n\n{further}" if further else "")
+    return [
+        {"role": "user", "content": user},
+        {"role": "assistant", "content": texts[fields.output]},
+    ]
+
+
+def encode(tokenizer, conversation: list[dict], end_ids: set[int]) -> tuple[list[int], list[int]]:
+    """Token ids of prompt and answer, and a mask that is 1 on the answer up to its end token.
+
+    What the template puts behind the end token (a line break, mostly) is left out: no model is asked for
+    it. The mask marks tokens as targets: whoever predicts token i does so from position i - 1.
+    """
+    prompt = tokenizer.apply_chat_template(
+        conversation[:-1], add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    whole = tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=False)
+    if whole[: len(prompt)] != prompt:
+        raise UserError(
+            "the chat template renders a prompt differently once its answer follows, so the answer's "
+            "tokens cannot be told from the prompt's; use a model with another template"
+        )
+    answer = whole[len(prompt) :]
+    ends = [i for i, token in enumerate(answer) if token in end_ids]
+    answer = answer[: ends[-1] + 1] if ends else [*answer, tokenizer.eos_token_id]
+    return prompt + answer, [0] * len(prompt) + [1] * len(answer)
+
+
+def subset(rows, tokenizer, end_ids, *, fields: Fields, train_rows, heldout_rows, max_tokens, overlong):
+    """Split and encode. rows: list of dicts. Returns (train, heldout, report): two data frames and counts.
+
+    Columns: row (number in the source, from 0), row_hash, input_ids, response_mask, prompt, response.
+    The first train_rows rows train; the next heldout_rows are held out, less those whose text trains.
+    """
+    if len(rows) < train_rows + heldout_rows:
+        raise UserError(
+            f"data.train_rows + data.heldout_rows = {train_rows + heldout_rows}, but the data set has "
+            f"{len(rows)} rows"
+        )
+    rows = rows[: train_rows + heldout_rows]
+    conversations, bad = [], []
+    for number, row in enumerate(rows):
+        try:
+            conversations.append(messages(row, fields))
+        except ValueError as error:
+            bad.append(f"row {number}: {error}")
+    if bad:
+        more = f"\n... and {len(bad) - MOST_BAD_ROWS_SHOWN} more" * (len(bad) > MOST_BAD_ROWS_SHOWN)
+        raise UserError("bad rows in the data:\n" + "\n".join(bad[:MOST_BAD_ROWS_SHOWN]) + more)
+
+    seen, parts = set(), {"train": [], "heldout": []}
+    report = {"dropped_overlong": [], "truncated": [], "heldout_repeats_train": []}
+    for number, conversation in enumerate(conversations):
+        part = "train" if number < train_rows else "heldout"
+        text_hash = sha256_text(canonical_json(conversation[0]["content"].split()))
+        if part == "train":
+            seen.add(text_hash)
+        elif text_hash in seen:
+            report["heldout_repeats_train"].append(number)
+            continue
+        ids, mask = encode(tokenizer, conversation, end_ids)
+        if len(ids) > max_tokens:
+            if overlong == "error":
+                raise UserError(f"row {number} has {len(ids)} tokens, data.max_tokens is {max_tokens}")
+            if overlong == "drop" or not any(mask[:max_tokens]):
+                report["dropped_overlong"].append(number)
+                continue
+            report["truncated"].append(number)
+            ids, mask = ids[:max_tokens], mask[:max_tokens]
+        parts[part].append(
+            {
+                "row": number,
+                "row_hash": sha256_json([ids, mask]),
+                "input_ids": ids,
+                "response_mask": mask,
+                "prompt": conversation[0]["content"],
+                "response": conversation[1]["content"],
+            }
+        )
+    for part, kept in parts.items():
+        if not kept:
+            raise UserError(f"no row is left in the {part} part: {report}")
+        report[part] = {
+            "rows": len(kept),
+            "tokens": sum(len(row["input_ids"]) for row in kept),
+            "answer_tokens": sum(sum(row["response_mask"]) for row in kept),
+        }
+    return pd.DataFrame(parts["train"]), pd.DataFrame(parts["heldout"]), report
+
+
+def targets(input_ids: list[int], response_mask: list[int]) -> list[int]:
+    """The token to predict at each position, -100 where there is none to learn: the one shift."""
+    following = zip(input_ids[1:], response_mask[1:], strict=True)
+    return [token if learn else -100 for token, learn in following] + [-100]
+
+
+def read_rows(path) -> pd.DataFrame:
+    """A subset that `subset` wrote, with its `targets` added."""
+    frame = pd.read_parquet(path)
+    frame["input_ids"] = [list(map(int, ids)) for ids in frame["input_ids"]]
+    frame["targets"] = [
+        targets(ids, list(mask))
+        for ids, mask in zip(frame["input_ids"], frame["response_mask"], strict=True)
+    ]
+    return frame
+
+
+def template_hash(tokenizer) -> str:
+    return sha256_text(tokenizer.chat_template or "")
+
+
+def vocabulary_hash(tokenizer) -> str:
+    return sha256_json(sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]))
+
+
+def check_pair(teacher, student) -> None:
+    """Refuse two tokenizers that do not write the same tokens for the same conversation."""
+    for name, tokenizer in (("teacher", teacher), ("student", student)):
+        if not tokenizer.chat_template:
+            raise UserError(f"the {name}'s tokenizer has no chat template; take an instruct model")
+    if len(teacher) != len(student) or teacher.get_vocab() != student.get_vocab():
+        differing = set(teacher.get_vocab().items()) ^ set(student.get_vocab().items())
+        raise UserError(
+            f"teacher and student have different vocabularies ({len(teacher)} and {len(student)} "
+            f"tokens; {len(differing)} entries differ, such as {sorted(differing)[:3]}): a divergence over "
+            "the vocabulary compares them token by token, so it needs one tokenizer for both"
+        )
+    for probe in PROBES:
+        rendered = [t.apply_chat_template(probe, tokenize=False) for t in (teacher, student)]
+        if rendered[0] != rendered[1]:
+            raise UserError(
+                "teacher and student have different chat templates: "
+                f"{rendered[0]!r} against {rendered[1]!r}"
+            )
+        encoded = [t(rendered[0])["input_ids"] for t in (teacher, student)]
+        if encoded[0] != encoded[1]:
+            raise UserError(f"teacher and student split {rendered[0]!r} into different tokens")

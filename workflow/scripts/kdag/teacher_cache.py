@@ -1,0 +1,127 @@
+"""The teacher's last hidden states on disk: write, verify, read.
+
+Exact for every divergence and temperature at 2 d + 4 bytes per answer token in bf16, since the logits are
+rebuilt from them with the teacher's head, which is stored once. Layout below the cache's folder:
+
+    head.safetensors                 "head" [V, d]
+    <part>/shard-00000.safetensors   "hidden" [n, d], "targets" [n] int32, "offsets" [rows + 1] int64
+    manifest.json                    hashes of all of it, row hashes, tokenizer and template hashes
+
+Position i of a row's block is the hidden state that predicts the row's i-th answer token.
+"""
+
+import logging
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from kdag.cli import Progress
+from kdag.errors import UserError
+from kdag.manifest import atomic_path, verify_files
+from kdag.models import device, head_weight, hidden_states
+
+
+def batches_by_length(lengths: list[int], batch_tokens: int) -> list[list[int]]:
+    """Indices grouped so that rows of like length share a batch of at most batch_tokens padded tokens."""
+    batches, current = [], []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if current and lengths[current[0]] * (len(current) + 1) > batch_tokens:
+            batches.append(current)
+            current = []
+        current.append(index)
+    return [*batches, current] if current else batches
+
+
+def pad(rows: list[list[int]], value: int) -> torch.Tensor:
+    """Right-padded [B, L] int64."""
+    longest = max(map(len, rows))
+    return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
+
+
+@torch.inference_mode()
+def answer_states(model, frame, batch_tokens: int, unit: str):
+    """Yield (index into frame, hidden [n_i, d] of its answer positions) for every row, by length."""
+    ids, targets = frame["input_ids"].tolist(), frame["targets"].tolist()
+    progress, done = Progress(len(ids), unit), 0
+    for batch in batches_by_length([len(row) for row in ids], batch_tokens):
+        rows = [ids[i] for i in batch]
+        input_ids = pad(rows, 0).to(device())
+        mask = pad([[1] * len(row) for row in rows], 0).to(device())
+        hidden = hidden_states(model, input_ids, mask)
+        for position, index in enumerate(batch):
+            learn = torch.tensor(targets[index], device=hidden.device) != -100
+            yield index, hidden[position, : len(learn)][learn]
+        done += len(batch)
+        progress.update(done)
+
+
+def write_part(
+    model, frame, folder: Path, *, unit: str, batch_tokens: int, rows_per_shard: int, dtype: str
+) -> None:
+    """Write the shards of one part of the data, each whole or absent."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard, start in enumerate(range(0, len(frame), rows_per_shard)):
+        rows = frame.iloc[start : start + rows_per_shard]
+        blocks: list[torch.Tensor] = [None] * len(rows)
+        for index, hidden in answer_states(model, rows, batch_tokens, f"{unit}, shard {shard}"):
+            blocks[index] = hidden.to(getattr(torch, dtype)).cpu()
+        targets = [[t for t in row if t != -100] for row in rows["targets"]]
+        offsets = torch.tensor([0, *map(len, blocks)]).cumsum(0)
+        with atomic_path(folder / f"shard-{shard:05d}.safetensors") as path:
+            save_file(
+                {
+                    "hidden": torch.cat(blocks),
+                    "targets": torch.tensor(sum(targets, []), dtype=torch.int32),
+                    "offsets": offsets,
+                },
+                path,
+            )
+
+
+def write_head(model, vocabulary: int, path: Path, dtype: str) -> None:
+    head = head_weight(model, vocabulary).to(getattr(torch, dtype)).cpu().contiguous()
+    with atomic_path(path) as partial:
+        save_file({"head": head}, partial)
+
+
+class TeacherCache:
+    """Random access to one part of a cache, checked against the rows it is used with."""
+
+    def __init__(self, manifest_path: Path, part: str, frame):
+        """frame: the rows as `data.read_rows` gives them. UserError if they are not what was cached."""
+        folder = Path(manifest_path).parent
+        manifest = verify_files(manifest_path)
+        cached, wanted = manifest["row_hashes"][part], frame["row_hash"].tolist()
+        if cached != wanted:
+            differing = next(
+                (i for i, pair in enumerate(zip(cached, wanted, strict=False)) if len(set(pair)) > 1),
+                min(len(cached), len(wanted)),
+            )
+            raise UserError(
+                f"{folder}: the cached rows are not the rows of this run ({len(cached)} and {len(wanted)}, "
+                f"the first that differs is number {differing}); delete {manifest_path} and run "
+                "snakemake again to rebuild the cache"
+            )
+        self.head = load_file(folder / "head.safetensors")["head"]
+        self.shards, self.place = [], []
+        for number, path in enumerate(sorted((folder / part).glob("shard-*.safetensors"))):
+            file = safe_open(path, "pt")
+            offsets = file.get_tensor("offsets").tolist()
+            stored = file.get_tensor("targets").tolist()
+            first = len(self.place)
+            rows = zip(offsets[:-1], offsets[1:], frame["targets"].iloc[first:], strict=False)
+            for start, end, targets in rows:
+                if stored[start:end] != [t for t in targets if t != -100]:
+                    raise UserError(f"{path}: row {len(self.place)} has other target tokens than the data")
+                self.place.append((number, start, end))
+            self.shards.append(file.get_slice("hidden"))
+        if len(self.place) != len(frame):
+            raise UserError(f"{folder}: {len(self.place)} rows are cached, {len(frame)} are needed")
+        logging.info("cache of %d rows in %s verified", len(self.place), folder / part)
+
+    def row(self, index: int) -> torch.Tensor:
+        """Hidden states of row `index` of the frame, [n_i, d]."""
+        shard, start, end = self.place[index]
+        return self.shards[shard][start:end]

@@ -1,0 +1,58 @@
+"""Measure on the held-out rows how close a student is to the fine-tuned teacher, and how far it moved."""
+
+import json
+from pathlib import Path
+
+from kdag import cli
+from kdag.manifest import sha256_file, write_json
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    parser.add_argument("--config", type=json.loads, default={"dtype": "bfloat16"})
+    parser.add_argument("--model", type=Path, required=True, help="the student's directory")
+    parser.add_argument("--untrained", type=Path, required=True, help="the untrained student's directory")
+    parser.add_argument("--heldout", type=Path, required=True, help="heldout.parquet")
+    parser.add_argument("--cache", type=Path, required=True, help="the cache's manifest.json")
+    parser.add_argument("--output", type=Path, required=True, help="fidelity.json")
+    return parser
+
+
+def main(args):
+    import torch
+
+    from kdag import models
+    from kdag.data import read_rows
+    from kdag.fidelity import fidelity
+    from kdag.teacher_cache import TeacherCache, answer_states
+
+    frame = read_rows(args.heldout)
+    cache = TeacherCache(args.cache, "heldout", frame)
+    vocabulary = len(cache.head)
+
+    def states_and_head(directory):
+        model = models.load_model(directory, args.config["dtype"])
+        hidden = dict(answer_states(model, frame, 8192, f"rows through {directory.parent.name}"))
+        return (
+            torch.cat([hidden[i].cpu() for i in range(len(frame))]),
+            models.head_weight(model, vocabulary).detach().clone(),
+        )
+
+    untrained = states_and_head(args.untrained)
+    student = untrained if args.model == args.untrained else states_and_head(args.model)
+    measures = fidelity(
+        *student,
+        torch.cat([cache.row(i) for i in range(len(frame))]),
+        cache.head.to(models.device()),
+        untrained,
+        torch.tensor([t for row in frame["targets"] for t in row if t != -100]),
+    )
+    inputs = {
+        "model": sha256_file(args.model.parent / "manifest.json"),
+        "cache": sha256_file(args.cache),
+    }
+    write_json(args.output, {**measures, "rows": len(frame), "inputs": inputs, "params": args.config})
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments())

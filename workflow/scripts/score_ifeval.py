@@ -1,0 +1,75 @@
+"""Score saved responses on IFEval's prompts. Generates nothing: equal inputs give equal bytes.
+
+python workflow/scripts/score_ifeval.py --prompts prompts.jsonl --responses samples.jsonl \
+    --output scores.json
+"""
+
+import logging
+from pathlib import Path
+
+from kdag import cli, ifeval
+from kdag.errors import UserError
+from kdag.manifest import read_json, read_jsonl, write_json
+
+
+def arguments():
+    parser = cli.parser(__doc__.splitlines()[0])
+    parser.add_argument("--prompts", type=Path, required=True, help="JSONL in the IFEval schema")
+    parser.add_argument(
+        "--responses", type=Path, required=True, help="JSONL of {prompt, response}, in that order"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="scores.json")
+    parser.add_argument(
+        "--generation", type=Path, help="generation.json of the responses, copied into the scores"
+    )
+    parser.add_argument("--nltk-data", type=Path, help="directory with tokenizers/punkt_tab")
+    return parser
+
+
+def main(args):
+    docs = read_jsonl(args.prompts)
+    responses = read_jsonl(args.responses)
+    generation = read_json(args.generation) if args.generation else None
+
+    if len(docs) != len(responses):
+        raise UserError(
+            f"{args.prompts} holds {len(docs)} prompts, {args.responses} {len(responses)} "
+            "responses. They are joined by order, one response for each prompt."
+        )
+    differing = [
+        number
+        for number, (doc, row) in enumerate(zip(docs, responses, strict=True), start=1)
+        if row.get("prompt") != doc.get("prompt")
+    ]
+    if differing:
+        logging.warning(
+            "warning: %d of %d responses come with another prompt text (first: row %d); "
+            "joined by order all the same",
+            len(differing),
+            len(docs),
+            differing[0],
+        )
+
+    ifeval.use_nltk_data(args.nltk_data)
+    scores = ifeval.score(docs, responses)
+    if generation and generation["prompts_sha256"] != scores["prompts_sha256"]:
+        raise UserError(
+            f"{args.generation} says that the responses were generated for other prompts than "
+            f"{args.prompts}. Generate them again for these prompts."
+        )
+    scores["generation"] = generation
+    write_json(args.output, scores)
+
+    for level in ifeval.LEVELS:
+        logging.info(
+            "%s: %d of %d prompts, %d of %d instructions",
+            level,
+            scores[f"prompt_level_{level}_correct"],
+            scores["n_prompts"],
+            scores[f"inst_level_{level}_correct"],
+            scores["n_instructions"],
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments())

@@ -1,0 +1,29 @@
+"""Fine-tune a model on the answers alone: the teacher, and the student that has no teacher."""
+
+import json
+from pathlib import Path
+
+from kdag import cli
+from kdag.config import TeacherTraining
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    parser.add_argument("--config", type=json.loads, default={}, help="training keys and seed")
+    parser.add_argument("--model", type=Path, required=True, help="model directory to start from")
+    parser.add_argument("--train", type=Path, required=True, help="train.parquet")
+    parser.add_argument("--output", type=Path, required=True, help="model directory, written")
+    parser.add_argument("--log", type=Path, required=True, help="training.jsonl, one line per step")
+    parser.add_argument("--manifest", type=Path, required=True)
+    return parser
+
+
+def main(args):
+    from kdag.training import Objective, run_stage
+
+    settings = TeacherTraining(**args.config)
+    run_stage("sft", args, settings, Objective(), cache=None)
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments())

@@ -1,0 +1,67 @@
+"""Take the first rows to train on and the next to hold out, and encode them with the models' chat template."""
+
+import json
+import logging
+from pathlib import Path
+
+from kdag import cli, data
+from kdag.config import Data
+from kdag.manifest import atomic_path, read_jsonl, sha256_file, write_manifest
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    parser.add_argument("--config", type=json.loads, default={}, help="keys of the section `data`")
+    parser.add_argument("--rows", type=Path, required=True, help="rows.jsonl")
+    parser.add_argument("--teacher", type=Path, required=True, help="model directory")
+    parser.add_argument("--student", type=Path, required=True, help="model directory")
+    parser.add_argument("--train", type=Path, required=True, help="train.parquet, written")
+    parser.add_argument("--heldout", type=Path, required=True, help="heldout.parquet, written")
+    parser.add_argument("--manifest", type=Path, required=True)
+    return parser
+
+
+def main(args):
+    settings = Data.model_validate({"source": "path", "path": str(args.rows), **args.config})
+    tokenizer, report = encode_rows(args, settings)
+    for part in ("train", "heldout"):
+        logging.info("%s: %s", part, report[part])
+    for policy in ("dropped_overlong", "truncated", "heldout_repeats_train"):
+        if report[policy]:
+            logging.info("%s: %d rows: %s", policy, len(report[policy]), report[policy][:20])
+    write_manifest(
+        args.manifest,
+        stage="subset",
+        params=args.config,
+        inputs={"rows": sha256_file(args.rows)},
+        outputs=[args.train, args.heldout],
+        report=report,
+        vocabulary_size=len(tokenizer),
+        vocabulary_hash=data.vocabulary_hash(tokenizer),
+        template_hash=data.template_hash(tokenizer),
+    )
+
+
+def encode_rows(args, settings: Data):
+    from kdag import models
+
+    teacher, student = models.load_tokenizer(args.teacher), models.load_tokenizer(args.student)
+    data.check_pair(teacher, student)
+    train, heldout, report = data.subset(
+        read_jsonl(args.rows),
+        student,
+        models.end_ids(args.student, student) & models.end_ids(args.teacher, teacher),
+        fields=data.Fields(settings.instruction_field, settings.input_field, settings.output_field),
+        train_rows=settings.train_rows,
+        heldout_rows=settings.heldout_rows,
+        max_tokens=settings.max_tokens,
+        overlong=settings.overlong,
+    )
+    for frame, path in ((train, args.train), (heldout, args.heldout)):
+        with atomic_path(path) as partial:
+            frame.to_parquet(partial, index=False)
+    return student, report
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments())
