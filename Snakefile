@@ -37,7 +37,11 @@ rule all:
     default_target: True
     input:
         rules.aggregate.output,
-        expand("<results>/eval/{model}/{file}", model=MODELS, file=["samples.jsonl", "scores.json"]),
+        expand(
+            "<results>/eval/{model}/{file}",
+            model=MODELS,
+            file=["samples.jsonl", "scores.json"],
+        ),
 
 
 onsuccess:

@@ -38,7 +38,7 @@ TARGETS = {  # what, and the ratio wanted
     "dense / kdag": ("at least", 1.5),
     "kdag / dense memory": ("at most", 0.1),
 }
-DENSE_COPIES = 12  # tensors of fp32 [N, V] that the dense forms are allowed for before they are skipped
+DENSE_COPIES = 12  # fp32 tensors [N, V] that a dense form is taken to need; skipped if too many
 
 
 def make_inputs(vocabulary, tokens, dtype):
@@ -112,10 +112,12 @@ def liger(inputs):
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
     loss = LigerFusedLinearJSDLoss(
-        weight_hard_loss=1 - WEIGHT, weight_soft_loss=WEIGHT, temperature=TEMPERATURE, compiled=False
+        weight_hard_loss=1 - WEIGHT,
+        weight_soft_loss=WEIGHT,
+        temperature=TEMPERATURE,
+        compiled=False,
     )
-    loss(*(inputs[name] for name in ("student_hidden", "student_head", "teacher_hidden",
-                                     "teacher_head", "targets"))).backward()  # fmt: skip
+    loss(*inputs.values()).backward()
 
 
 METHODS = {
@@ -128,6 +130,7 @@ METHODS = {
     "liger": liger,
 }
 DENSE = {"dense", "trl"}
+PEERS = {"dense": "kdag", "trl": "kdag-jsd-kl", "liger": "kdag-jsd"}  # the same objective
 
 
 def status(field, file="/proc/self/status"):
@@ -228,8 +231,10 @@ def main():
                 case = f"V={vocabulary} N={tokens} {dtype}"
                 seconds = time_case(vocabulary, tokens, dtype, args.rounds)
                 figures = {"bare us/token": 1e6 * median(seconds["bare"]) / tokens}
-                figures |= {f"{m} / bare": ratio(seconds, m, "bare") for m in seconds if m != "bare"}
-                for peer, ours in (("dense", "kdag"), ("trl", "kdag-jsd-kl"), ("liger", "kdag-jsd")):
+                for method in seconds:
+                    if method != "bare":
+                        figures[f"{method} / bare"] = ratio(seconds, method, "bare")
+                for peer, ours in PEERS.items():
                     if peer in seconds:
                         figures[f"{peer} / {ours}"] = ratio(seconds, peer, ours)
                 rows += report(case, figures)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from kdag import ifeval
 from kdag.errors import UserError
 

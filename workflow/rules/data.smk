@@ -12,9 +12,9 @@ rule fetch_teacher:
         manifest=f"{TEACHER}/manifest.json",
     log:
         "<logs>/fetch_teacher.log",
+    localrule: True
     conda:
         "../../envs/train.yaml"
-    localrule: True
     params:
         config=params("fetch_teacher"),
     shell:
@@ -53,9 +53,9 @@ elif STUDENT != TEACHER:
             manifest=f"{STUDENT}/manifest.json",
         log:
             "<logs>/fetch_student.log",
+        localrule: True
         conda:
             "../../envs/train.yaml"
-        localrule: True
         params:
             config=params("fetch_student"),
         shell:
@@ -72,9 +72,9 @@ rule fetch_dataset:
         manifest=f"{DATASET}/manifest.json",
     log:
         "<logs>/fetch_dataset.log",
+    localrule: True
     conda:
         "../../envs/train.yaml"
-    localrule: True
     params:
         config=params("fetch_dataset"),
     shell:
@@ -91,9 +91,9 @@ rule fetch_prompts:
         manifest=f"{PROMPTS}/manifest.json",
     log:
         "<logs>/fetch_prompts.log",
+    localrule: True
     conda:
         "../../envs/train.yaml"
-    localrule: True
     params:
         config=params("fetch_prompts"),
     shell:
@@ -105,17 +105,15 @@ rule fetch_nltk_data:
     input:
         code=code("fetch_nltk_data"),
     output:
-        data=directory(f"{NLTK}/tokenizers"),
-        manifest=f"{NLTK}/manifest.json",
+        data=directory(NLTK),
+        manifest=f"{NLTK}.json",
     log:
         "<logs>/fetch_nltk_data.log",
+    localrule: True
     conda:
         "../../envs/eval.yaml"
-    localrule: True
-    params:
-        root=NLTK,
     shell:
-        "python {input.code[0]} --output {params.root:q} --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+        "python {input.code[0]} --output {output.data:q} --manifest {output.manifest:q} 2>&1 | tee {log:q}"
 
 
 rule subset:
@@ -132,9 +130,9 @@ rule subset:
         manifest="<results>/data/manifest.json",
     log:
         "<logs>/subset.log",
+    localrule: True
     conda:
         "../../envs/train.yaml"
-    localrule: True
     params:
         config=params("subset"),
     shell:
@@ -148,18 +146,17 @@ rule select_prompts:
     input:
         code=code("select_prompts"),
         rows=f"{PROMPTS}/rows.jsonl",
-        nltk=f"{NLTK}/manifest.json",
-        nltk_data=ancient(f"{NLTK}/tokenizers"),
+        nltk=f"{NLTK}.json",
+        nltk_data=ancient(NLTK),
     output:
         prompts="<results>/data/prompts.jsonl",
     log:
         "<logs>/select_prompts.log",
+    localrule: True
     conda:
         "../../envs/eval.yaml"
-    localrule: True
     params:
         config=params("select_prompts"),
-        nltk=NLTK,
     shell:
         "python {input.code[0]} --config {params.config:q} --input {input.rows:q}"
-        " --nltk-data {params.nltk:q} --output {output.prompts:q} 2>&1 | tee {log:q}"
+        " --nltk-data {input.nltk_data:q} --output {output.prompts:q} 2>&1 | tee {log:q}"

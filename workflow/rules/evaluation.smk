@@ -6,8 +6,6 @@ rule generate:
     input:
         code=code("generate"),
         prompts="<results>/data/prompts.jsonl",
-        nltk=f"{NLTK}/manifest.json",
-        nltk_data=ancient(f"{NLTK}/tokenizers"),
         manifest=lambda wildcards: f"{model_home(wildcards.model)}/manifest.json",
         model=ancient(lambda wildcards: f"{model_home(wildcards.model)}/model"),
     output:
@@ -24,10 +22,9 @@ rule generate:
         gpu=1,
     params:
         config=params("generate"),
-        nltk=NLTK,
     shell:
         "python {input.code[0]} --name generate/{wildcards.model} --config {params.config:q}"
-        " --model {input.model:q} --prompts {input.prompts:q} --nltk-data {params.nltk:q}"
+        " --model {input.model:q} --prompts {input.prompts:q}"
         " --output {output.samples:q} --settings {output.settings:q} 2>&1 | tee {log:q}"
 
 
@@ -35,8 +32,8 @@ rule score:
     input:
         code=code("score_ifeval"),
         prompts="<results>/data/prompts.jsonl",
-        nltk=f"{NLTK}/manifest.json",
-        nltk_data=ancient(f"{NLTK}/tokenizers"),
+        nltk=f"{NLTK}.json",
+        nltk_data=ancient(NLTK),
         samples="<results>/eval/{model}/samples.jsonl",
         settings="<results>/eval/{model}/generation.json",
     output:
@@ -45,11 +42,9 @@ rule score:
         "<logs>/score/{model}.log",
     conda:
         "../../envs/eval.yaml"
-    params:
-        nltk=NLTK,
     shell:
         "python {input.code[0]} --name score/{wildcards.model} --prompts {input.prompts:q}"
-        " --responses {input.samples:q} --generation {input.settings:q} --nltk-data {params.nltk:q}"
+        " --responses {input.samples:q} --generation {input.settings:q} --nltk-data {input.nltk_data:q}"
         " --output {output.scores:q} 2>&1 | tee {log:q}"
 
 

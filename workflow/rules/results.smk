@@ -7,7 +7,8 @@ rule aggregate:
         code=code("aggregate"),
         scores=expand("<results>/eval/{model}/scores.json", model=MODELS),
         fidelity=expand(
-            "<results>/eval/{model}/fidelity.json", model=["student-untrained", *STUDENTS]
+            "<results>/eval/{model}/fidelity.json",
+            model=["student-untrained", *STUDENTS],
         ),
     output:
         markdown="<results>/report/table.md",
@@ -15,9 +16,9 @@ rule aggregate:
         fidelity="<results>/report/fidelity.csv",
     log:
         "<logs>/aggregate.log",
+    localrule: True
     conda:
         "../../envs/eval.yaml"
-    localrule: True
     params:
         config=params("aggregate"),
     shell:

@@ -25,7 +25,7 @@ rule sft_teacher:
     params:
         config=params("sft_teacher"),
     shell:
-        "python {input.code[0]} --name {rule} --config {params.config:q} --model {input.model:q}"
+        "python {input.code[0]} --name sft_teacher --config {params.config:q} --model {input.model:q}"
         " --train {input.train:q} --output {output.model:q} --log {output.log:q}"
         " --manifest {output.manifest:q} 2>&1 | tee {log:q}"
 
@@ -55,6 +55,6 @@ rule cache_teacher:
     params:
         config=params("cache_teacher"),
     shell:
-        "python {input.code[0]} --name {rule} --config {params.config:q} --model {input.model:q}"
+        "python {input.code[0]} --name cache_teacher --config {params.config:q} --model {input.model:q}"
         " --train {input.train:q} --heldout {input.heldout:q} --manifest {output.manifest:q}"
         " 2>&1 | tee {log:q}"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def from_directory(directory: Path, output: Path) -> None:
 
 
 def from_package(source: dict, output: Path) -> None:
+    os.environ["TQDM_DISABLE"] = "1"
     from fetch_dataset import package_file
     from kdag.models import from_gguf
 

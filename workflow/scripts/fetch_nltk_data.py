@@ -36,9 +36,7 @@ def main(args):
         shutil.copytree(source / ifeval.PUNKT, partial / ifeval.PUNKT)
         check(partial)
     if args.manifest:
-        write_manifest(
-            args.manifest, stage="fetch_nltk_data", params={}, inputs={}, outputs=[args.output]
-        )
+        write_manifest(args.manifest, stage="fetch_nltk_data", params={}, inputs={}, outputs=[args.output])
     logging.info("punkt_tab (English) is in %s", args.output)
 
 

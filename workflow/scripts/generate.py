@@ -7,6 +7,7 @@ python workflow/scripts/generate.py --model DIR --prompts prompts.jsonl --output
 
 import json
 import logging
+import os
 from pathlib import Path
 
 from kdag import cli
@@ -18,6 +19,9 @@ def arguments():
     parser.add_argument("--config", type=json.loads, required=True, help="generation section, JSON")
     parser.add_argument("--model", type=Path, required=True, help="from_pretrained directory")
     parser.add_argument("--prompts", type=Path, required=True, help="JSONL of select_prompts.py")
+    parser.add_argument(
+        "--nltk-data", type=Path, help="for tasks that read NLTK data to build prompts (not IFEval)"
+    )
     parser.add_argument("--output", type=Path, required=True, help="samples.jsonl")
     parser.add_argument("--settings", type=Path, required=True, help="generation.json")
     return parser
@@ -25,12 +29,12 @@ def arguments():
 
 def main(args):
     docs = read_jsonl(args.prompts)
+    if args.nltk_data:
+        os.environ["NLTK_DATA"] = str(args.nltk_data)
     from kdag import generation  # seconds of imports, spent only once the arguments are good
 
     model, tokenizer = generation.load_model(args.model, args.config["dtype"])
-    logging.info(
-        "%d prompts, %s on %s, %s", len(docs), args.model, model.device, json.dumps(args.config)
-    )
+    logging.info("%d prompts, %s on %s, %s", len(docs), args.model, model.device, json.dumps(args.config))
     samples, settings = generation.generate(model, tokenizer, docs, args.config)
     cut_off = sum(sample["cut_off"] for sample in samples)
     logging.info("%d of %d answers cut off at the cap", cut_off, len(samples))

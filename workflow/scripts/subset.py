@@ -1,4 +1,4 @@
-"""Take the first rows to train on and the next to hold out, and encode them with the models' chat template."""
+"""Take the first rows to train on, hold out the next, and encode both with the models' chat template."""
 
 import json
 import logging
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kdag import cli, data
 from kdag.config import Data
+from kdag.errors import UserError
 from kdag.manifest import atomic_path, read_jsonl, sha256_file, write_manifest
 
 
@@ -47,10 +48,16 @@ def encode_rows(args, settings: Data):
 
     teacher, student = models.load_tokenizer(args.teacher), models.load_tokenizer(args.student)
     data.check_pair(teacher, student)
+    ends = [models.end_ids(*pair) for pair in ((args.teacher, teacher), (args.student, student))]
+    if ends[0] != ends[1]:
+        raise UserError(
+            f"teacher and student end an answer with different tokens, {sorted(ends[0])} and "
+            f"{sorted(ends[1])}: make eos_token_id in their generation_config.json the same"
+        )
     train, heldout, report = data.subset(
         read_jsonl(args.rows),
         student,
-        models.end_ids(args.student, student) & models.end_ids(args.teacher, teacher),
+        ends[0],
         fields=data.Fields(settings.instruction_field, settings.input_field, settings.output_field),
         train_rows=settings.train_rows,
         heldout_rows=settings.heldout_rows,

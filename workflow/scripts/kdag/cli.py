@@ -25,7 +25,7 @@ def run(main, arguments: argparse.ArgumentParser, *, network: bool = False) -> N
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if not network:
-        os.environ.update(OFFLINE)
+        os.environ.update(OFFLINE, TQDM_DISABLE="1")  # bars would fill a log with carriage returns
     args = arguments.parse_args()
     name = args.name or os.path.basename(sys.argv[0]).removesuffix(".py")
     logging.basicConfig(

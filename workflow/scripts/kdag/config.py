@@ -69,9 +69,7 @@ class Data(DataSource):
     )
     output_field: str = Field("output", description="the column with the answer to learn")
     train_rows: int = Field(1000, gt=0, description="rows to train on: the first ones")
-    heldout_rows: int = Field(
-        100, gt=0, description="rows after those, for fidelity; never trained on"
-    )
+    heldout_rows: int = Field(100, gt=0, description="rows after those, for fidelity; never trained on")
     max_tokens: int = Field(2048, ge=16, description="longest row, prompt and answer, in tokens")
     overlong: Literal["drop", "truncate", "error"] = Field(
         "drop", description="a longer row is left out, cut at max_tokens (losing its end), or an error"
@@ -127,9 +125,7 @@ class Training(Section):
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: Number = Field(0.01, ge=0, lt=1)
     max_grad_norm: Number = Field(1.0, gt=0)
-    dtype: Dtype = Field(
-        "bfloat16", description="frozen weights and arithmetic; trained weights are float32"
-    )
+    dtype: Dtype = Field("bfloat16", description="frozen weights and arithmetic; trained weights are float32")
     gradient_checkpointing: bool = Field(True, description="less memory for about a third more time")
 
 

@@ -94,13 +94,10 @@ def distill_loss(
 def check_shapes(side, hidden, head, targets):
     if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1]:
         raise ValueError(
-            f"{side}: hidden {list(hidden.shape)} and head {list(head.shape)} must be [N, d] and "
-            "[V, d]"
+            f"{side}: hidden {list(hidden.shape)} and head {list(head.shape)} must be [N, d] and [V, d]"
         )
     if targets.shape != hidden.shape[:1]:
-        raise ValueError(
-            f"targets {list(targets.shape)} must be [N] of {side} hidden {list(hidden.shape)}"
-        )
+        raise ValueError(f"targets {list(targets.shape)} must be [N] of {side} hidden {list(hidden.shape)}")
 
 
 def same_dtype(hidden, head):

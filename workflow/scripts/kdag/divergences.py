@@ -46,9 +46,9 @@ def kl(logp, logq):
     return (logp.exp() * (logp - logq)).sum(-1)
 
 
-def log_mix(logp, logq, weight):
-    """ln((1 - weight) p + weight q), exact where p or q underflows."""
-    return torch.logaddexp(logp + math.log1p(-weight), logq + math.log(weight))
+def log_mix(loga, logb, weight):
+    """ln(weight a + (1 - weight) b), also where a or b underflows."""
+    return torch.logaddexp(loga + math.log(weight), logb + math.log1p(-weight))
 
 
 @divergence("fkl")
@@ -69,7 +69,7 @@ def skewed_fkl(student_logp, teacher_logp, *, skew_lambda):
 
     DistiLLM, arXiv 2402.03898.
     """
-    return kl(teacher_logp, log_mix(teacher_logp, student_logp, 1 - skew_lambda))
+    return kl(teacher_logp, log_mix(teacher_logp, student_logp, skew_lambda))
 
 
 @divergence("skewed-rkl")
@@ -78,7 +78,7 @@ def skewed_rkl(student_logp, teacher_logp, *, skew_lambda):
 
     DistiLLM, arXiv 2402.03898.
     """
-    return kl(student_logp, log_mix(teacher_logp, student_logp, skew_lambda))
+    return kl(student_logp, log_mix(student_logp, teacher_logp, skew_lambda))
 
 
 @divergence("jsd")
@@ -89,7 +89,7 @@ def jsd(student_logp, teacher_logp, *, beta):
     tends to 0 at both ends, where those libraries return fkl (beta = 0) and rkl (beta = 1) instead:
     ask for these by name.
     """
-    logm = log_mix(teacher_logp, student_logp, 1 - beta)
+    logm = log_mix(teacher_logp, student_logp, beta)
     return beta * kl(teacher_logp, logm) + (1 - beta) * kl(student_logp, logm)
 
 

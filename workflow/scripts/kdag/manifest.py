@@ -52,7 +52,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    _remove(partial)
+    for leftover in target.parent.glob(f".{target.name}.partial-*"):
+        _remove(leftover)
     try:
         yield partial
         if partial.is_dir():
@@ -154,6 +155,8 @@ def verify_files(manifest_path: Path, prefix: str = "") -> dict:
     """
     manifest_path = Path(manifest_path)
     manifest = read_json(manifest_path)
+    if not isinstance(manifest, dict) or "files" not in manifest:
+        raise UserError(f"{manifest_path} is not a manifest. Delete it and run snakemake again.")
     for name, expected in manifest["files"].items():
         if not name.startswith(prefix):
             continue
@@ -166,7 +169,5 @@ def verify_files(manifest_path: Path, prefix: str = "") -> dict:
             problem = "has another SHA-256 than when it was written"
         else:
             continue
-        raise UserError(
-            f"{file} {problem}. Delete {manifest_path} and run snakemake again to rebuild it."
-        )
+        raise UserError(f"{file} {problem}. Delete {manifest_path} and run snakemake again to rebuild it.")
     return manifest

@@ -65,18 +65,14 @@ def base_model(model):
 def hidden_states(model, input_ids, attention_mask) -> torch.Tensor:
     """Hidden states after the final norm, [B, L, d]: what the head takes. No logits are made."""
     backbone = base_model(model).base_model
-    return backbone(
-        input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-    ).last_hidden_state
+    return backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
 
 
 def head_weight(model, vocabulary: int) -> torch.Tensor:
     """The head cut to the tokenizer's length, [V, d]; rows above it belong to no token."""
     weight = base_model(model).get_output_embeddings().weight
     if weight.shape[0] < vocabulary:
-        raise UserError(
-            f"the model's head has {weight.shape[0]} rows for a tokenizer of {vocabulary} tokens"
-        )
+        raise UserError(f"the model's head has {weight.shape[0]} rows for a tokenizer of {vocabulary} tokens")
     return weight[:vocabulary]
 
 
@@ -106,9 +102,7 @@ def from_gguf(file: Path, target: Path, dtype: str = "bfloat16") -> None:
     with open(file, "rb") as opened:
         if opened.read(4) != b"GGUF":
             raise UserError(f"{file} is not a GGUF file")
-    quantised = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32
-    )
+    quantised = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     values = {k: v for k, v in quantised.config.to_dict().items() if k != "quantization_config"}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values), dtype=getattr(torch, dtype))
     model.load_state_dict(quantised.state_dict())

@@ -4,9 +4,7 @@ import pandas as pd
 
 from kdag.errors import UserError
 
-METRICS = [
-    f"{level}_level_{mode}_accuracy" for mode in ("strict", "loose") for level in ("prompt", "inst")
-]
+METRICS = [f"{level}_level_{mode}_accuracy" for mode in ("strict", "loose") for level in ("prompt", "inst")]
 
 
 def refuse_mixture(rows: list[dict], scores: dict[str, dict]) -> None:
@@ -25,7 +23,7 @@ def refuse_mixture(rows: list[dict], scores: dict[str, dict]) -> None:
 
 
 def measured_how(scores: dict) -> dict:
-    counts = {key: scores[key] for key in ("n_prompts", "n_instructions", "prompt_set_hash")}
+    counts = {key: scores[key] for key in ("n_prompts", "n_instructions", "prompts_sha256")}
     return counts | (scores.get("generation") or {})
 
 
@@ -70,11 +68,11 @@ def markdown(rows, table: pd.DataFrame, closeness: pd.DataFrame, scores: dict) -
         [
             cells.to_markdown(index=False, disable_numparse=True),
             "",
-            f"{scores['n_prompts']} prompts, {scores['n_instructions']} instructions, the same for every row. "
-            "Bold: the best trained student of a column.",
+            f"{scores['n_prompts']} prompts, {scores['n_instructions']} instructions, the same for every "
+            "row. Bold: the best trained student of a column.",
             "",
-            f"Held-out fidelity to the fine-tuned teacher, per answer token ({closeness['tokens'][0]} tokens of "
-            f"{closeness['rows'][0]} rows), in nats; forward_kl_ratio is relative to the untrained student.",
+            f"Held-out fidelity to the fine-tuned teacher, per answer token ({closeness['tokens'][0]} tokens "
+            f"of {closeness['rows'][0]} rows), in nats; forward_kl_ratio: relative to the untrained student.",
             "",
             near.to_markdown(index=False, floatfmt=".4f"),
             "",

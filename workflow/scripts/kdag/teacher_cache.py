@@ -40,7 +40,7 @@ def pad(rows: list[list[int]], value: int) -> torch.Tensor:
     return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def answer_states(model, frame, batch_tokens: int, unit: str):
     """Yield (index into frame, hidden [n_i, d] of its answer positions) for every row, by length."""
     ids, targets = frame["input_ids"].tolist(), frame["targets"].tolist()

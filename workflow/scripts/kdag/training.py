@@ -16,6 +16,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from kdag import models
 from kdag.cli import clock
@@ -82,6 +83,25 @@ def collate(rows: list[dict]) -> dict:
     return batch
 
 
+class EpochSampler(torch.utils.data.Sampler):
+    """Every row once, in an order that depends on seed and epoch alone, so that a resumed run keeps it.
+
+    Rows of like length share a batch where a batch has several.
+    """
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int, epoch):
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, epoch
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch())
+        if self.batch_size == 1:
+            return iter(torch.randperm(len(self), generator=generator).tolist())
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
 class DistillTrainer(Trainer):
     """The HF Trainer with its loss replaced; no logits come out of the model's own forward."""
 
@@ -93,11 +113,17 @@ class DistillTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # the loss is divided by num_items_in_batch here
         self.sums = {}
 
+    def _get_train_sampler(self, train_dataset=None):
+        return EpochSampler(
+            [len(ids) for ids in self.train_dataset.ids],
+            self.args.train_batch_size,
+            self.args.seed,
+            lambda: int((self.state.epoch or 0) + 1e-6),
+        )
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         learn = inputs["labels"] != -100
-        autocast = torch.autocast(
-            self.args.device.type, self.dtype, enabled=self.dtype != torch.float32
-        )
+        autocast = torch.autocast(self.args.device.type, self.dtype, enabled=self.dtype != torch.float32)
         with autocast:
             hidden = models.hidden_states(model, inputs["input_ids"], inputs["attention_mask"])
         objective = self.objective
@@ -229,8 +255,6 @@ def train(model, frame, *, settings, objective: Objective, cache, vocabulary: in
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
-        data_seed=settings.seed,
-        train_sampling_strategy="group_by_length" if settings.batch_size > 1 else "random",
         use_cpu=models.device().type == "cpu",
         remove_unused_columns=False,
         logging_steps=1,

@@ -1,0 +1,285 @@
+"""Models, the teacher's cache and the Trainer, on the tiny pair."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny
+import torch
+from kdag import data, models, teacher_cache, training
+from kdag.config import DistillationJob
+from kdag.errors import UserError
+from kdag.manifest import write_manifest
+from kdag.teacher_cache import TeacherCache
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_models):
+    return models.load_tokenizer(tiny_models / "student")
+
+
+@pytest.fixture(scope="module")
+def frame(tokenizer, tmp_path_factory) -> pd.DataFrame:
+    train, _, _ = data.subset(
+        tiny.rows(26),
+        tokenizer,
+        {tokenizer.eos_token_id},
+        fields=data.Fields("instruction", "input", "output"),
+        train_rows=24,
+        heldout_rows=2,
+        max_tokens=200,
+        overlong="drop",
+    )
+    path = tmp_path_factory.mktemp("frame") / "train.parquet"
+    train.to_parquet(path)
+    return data.read_rows(path)
+
+
+def write_cache(folder: Path, frame, model, vocabulary, dtype="float32", rows_per_shard=10) -> Path:
+    teacher_cache.write_part(
+        model,
+        frame,
+        folder / "train",
+        unit="rows",
+        batch_tokens=500,
+        rows_per_shard=rows_per_shard,
+        dtype=dtype,
+    )
+    teacher_cache.write_head(model, vocabulary, folder / "head.safetensors", dtype)
+    manifest = folder / "manifest.json"
+    write_manifest(
+        manifest,
+        stage="cache_teacher",
+        params={},
+        inputs={},
+        outputs=[folder / "train", folder / "head.safetensors"],
+        row_hashes={"train": frame["row_hash"].tolist()},
+    )
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def cache(tiny_models, tokenizer, frame, tmp_path_factory) -> Path:
+    model = models.load_model(tiny_models / "teacher", "float32")
+    return write_cache(tmp_path_factory.mktemp("cache"), frame, model, len(tokenizer))
+
+
+def job(**changes) -> DistillationJob:
+    settings = {
+        "divergence": "fkl",
+        "dtype": "float32",
+        "epochs": 1,
+        "batch_size": 4,
+        "gradient_accumulation": 2,
+        "learning_rate": 1e-3,
+        "lora_rank": 4,
+        "gradient_checkpointing": False,
+        "schedule": "constant",
+        "warmup_ratio": 0.0,
+    }
+    return DistillationJob(**settings | changes)
+
+
+def run(tiny_models, frame, cache, work, settings=None, **objective):
+    settings = settings or job()
+    vocabulary = len(models.load_tokenizer(tiny_models / "student"))
+    return training.train(
+        models.load_model(tiny_models / "student", "float32"),
+        frame,
+        settings=settings,
+        objective=training.Objective(
+            **{"divergence": "fkl", "kl_weight": 0.5, "temperature": 2.0, **objective}
+        ),
+        cache=TeacherCache(cache, "train", frame) if cache else None,
+        vocabulary=vocabulary,
+        work=work,
+    )
+
+
+def trained(model) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+
+
+def test_hidden_states_and_head_give_the_models_own_logits(tiny_models, tokenizer):
+    for name in ("teacher", "student"):
+        model = models.load_model(tiny_models / name, "float32")
+        models.check_head(model, len(tokenizer))
+        assert models.head_weight(model, len(tokenizer)).shape[0] == len(tokenizer)
+        assert model.get_output_embeddings().weight.shape[0] > len(tokenizer)
+
+
+@pytest.mark.parametrize("fault", ["scaled", "biased", "short"])
+def test_head_that_is_not_plain_is_refused(tiny_models, tokenizer, fault):
+    model = models.load_model(tiny_models / "teacher", "float32")
+    vocabulary = len(tokenizer)
+    head = model.get_output_embeddings()
+    if fault == "scaled":
+        head.register_forward_hook(lambda _, __, logits: 5 * torch.tanh(logits / 5))
+    elif fault == "biased":
+        head.bias = torch.nn.Parameter(torch.ones(head.weight.shape[0]))
+    else:
+        vocabulary = head.weight.shape[0] + 1
+    with pytest.raises(UserError, match="head"):
+        models.check_head(model, vocabulary)
+
+
+def test_missing_weights_are_refused(tiny_models, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = models.load_model(tiny_models / "teacher", "float32")
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="weights are missing"):
+        models.load_model(tmp_path, "float32")
+
+
+def test_kept_layers_are_evenly_spaced_and_end_to_end(tiny_models):
+    model = models.load_model(tiny_models / "teacher", "float32")
+    layers = list(model.model.layers)
+    models.keep_layers(model, 3)
+    assert list(model.model.layers) == [layers[0], layers[2], layers[3]]
+    assert model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, do_sample=False).shape[0] == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cached_states_are_the_live_teachers_to_the_last_bit(tiny_models, tokenizer, frame, tmp_path, dtype):
+    """Batched as they were when they were written; another batch shape may round differently."""
+    model = models.load_model(tiny_models / "teacher", dtype)
+    cache = TeacherCache(write_cache(tmp_path, frame, model, len(tokenizer), dtype), "train", frame)
+    head = models.head_weight(model, len(tokenizer))
+    assert torch.equal(cache.head, head)
+    live = {}
+    for start in range(0, len(frame), 10):
+        part = frame.iloc[start : start + 10]
+        states = teacher_cache.answer_states(model, part, 500, "rows")
+        live |= {start + index: hidden for index, hidden in states}
+    for index, hidden in live.items():
+        assert torch.equal(cache.row(index), hidden)
+        assert torch.equal(cache.row(index) @ cache.head.T, hidden @ head.T)
+
+
+def test_cache_matches_an_unpadded_forward_pass(tiny_models, frame, cache):
+    model = models.load_model(tiny_models / "teacher", "float32")
+    read = TeacherCache(cache, "train", frame)
+    for index in (0, 11, 23):
+        ids, targets = frame["input_ids"][index], torch.tensor(frame["targets"][index])
+        with torch.no_grad():
+            hidden = model.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        torch.testing.assert_close(read.row(index), hidden[targets != -100], rtol=1e-4, atol=1e-4)
+        assert len(read.row(index)) == sum(frame["response_mask"][index])
+
+
+def test_cache_takes_two_bytes_per_value_and_eight_per_token_at_most(tiny_models, tokenizer, frame, tmp_path):
+    model = models.load_model(tiny_models / "teacher", "bfloat16")
+    write_cache(tmp_path, frame, model, len(tokenizer), "bfloat16", rows_per_shard=24)
+    (shard,) = (tmp_path / "train").glob("*.safetensors")
+    from safetensors import safe_open
+
+    with safe_open(shard, "pt") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tokens, width = stored["hidden"].shape
+    used = sum(t.nbytes for name, t in stored.items() if name != "offsets")
+    assert used <= tokens * (2 * width + 8)
+
+
+@pytest.mark.parametrize("fault", ["truncated", "flipped", "emptied", "missing", "other rows"])
+def test_damaged_or_foreign_cache_is_refused(tiny_models, tokenizer, frame, tmp_path, fault):
+    model = models.load_model(tiny_models / "teacher", "float32")
+    manifest = write_cache(tmp_path, frame, model, len(tokenizer))
+    shard = tmp_path / "train" / "shard-00001.safetensors"
+    content = shard.read_bytes()
+    match fault:
+        case "truncated":
+            shard.write_bytes(content[:-100])
+        case "flipped":
+            shard.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+        case "emptied":
+            shard.write_bytes(b"")
+        case "missing":
+            shard.unlink()
+    rows = frame.iloc[::-1].reset_index(drop=True) if fault == "other rows" else frame
+    with pytest.raises(UserError, match="run snakemake again to rebuild") as caught:
+        TeacherCache(manifest, "train", rows)
+    assert fault == "other rows" or "shard-00001" in str(caught.value)
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_loss_falls_and_is_split_into_its_parts(tiny_models, frame, cache, tmp_path, tuning):
+    _, log = run(tiny_models, frame, cache, tmp_path, job(epochs=6, tuning=tuning))
+    assert log[-1]["loss"] < log[0]["loss"] and log[-1]["divergence"] < log[0]["divergence"]
+    for step in log:
+        assert step["loss"] == pytest.approx(0.5 * step["ce"] + 0.5 * 4 * step["divergence"], rel=1e-4)
+
+
+@pytest.mark.parametrize(("batch_size", "gradient_accumulation"), [(1, 8), (2, 4), (8, 1)])
+def test_effective_batch_does_not_depend_on_its_split(
+    tiny_models, frame, cache, tmp_path, batch_size, gradient_accumulation
+):
+    """One step over all rows: the same loss and the same weights for every split of the batch."""
+    whole = job(batch_size=24, gradient_accumulation=1)
+    reference, reference_log = run(tiny_models, frame, cache, tmp_path / "whole", whole)
+    split = job(batch_size=batch_size, gradient_accumulation=24 // batch_size)
+    model, log = run(tiny_models, frame, cache, tmp_path / "split", split)
+    assert len(log) == len(reference_log) == 1
+    assert log[0]["loss"] == pytest.approx(reference_log[0]["loss"], rel=1e-5)
+    assert log[0]["grad_norm"] == pytest.approx(reference_log[0]["grad_norm"], rel=1e-4)
+    torch.testing.assert_close(trained(model), trained(reference), rtol=1e-3, atol=2e-5)
+
+
+def test_fine_tuning_is_the_same_trainer_without_a_teacher(tiny_models, frame, tmp_path):
+    _, log = run(tiny_models, frame, None, tmp_path, divergence=None, kl_weight=0.0)
+    assert all(step["loss"] == pytest.approx(step["ce"], rel=1e-5) for step in log)
+    assert "divergence" not in log[0]
+
+
+def test_training_goes_on_from_its_checkpoint(tiny_models, frame, cache, tmp_path, monkeypatch):
+    """Killed at step 5 and started again: the same steps, the same weights, to the last bit."""
+    settings = job(epochs=3, lora_dropout=0.1, schedule="cosine", warmup_ratio=0.1)
+    undisturbed, log = run(tiny_models, frame, cache, tmp_path / "undisturbed", settings)
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", -1)
+    loss = training.DistillTrainer.compute_loss
+    calls = []
+
+    def dies(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 10:
+            raise KeyboardInterrupt
+        return loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(training.DistillTrainer, "compute_loss", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_models, frame, cache, tmp_path / "killed", settings)
+    assert training.last_checkpoint(tmp_path / "killed").endswith("checkpoint-4")
+    model, resumed = run(tiny_models, frame, cache, tmp_path / "killed", settings)
+    assert len(calls) == 10 + 2 * (len(log) - 4)
+    assert torch.equal(trained(model), trained(undisturbed))
+    assert [s["loss"] for s in resumed] == [s["loss"] for s in log]
+
+
+def test_half_written_or_damaged_checkpoint_is_not_used(tmp_path):
+    from kdag.manifest import hash_files, write_json
+
+    for step in (2, 4, 6):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "weights").write_bytes(b"weights of a step")
+        if step < 6:
+            write_json(folder / "seal.json", hash_files(folder, [folder]))
+    (tmp_path / "checkpoint-4" / "weights").write_bytes(b"Weights of a step")
+    assert training.last_checkpoint(tmp_path).endswith("checkpoint-2")
+
+
+def test_merged_model_is_the_adapted_one(tiny_models, tokenizer, frame, cache, tmp_path):
+    model, _ = run(tiny_models, frame, cache, tmp_path / "work", job(epochs=2))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    with torch.no_grad():
+        adapted = model(input_ids=ids).logits
+    training.save_trained(model, tokenizer, tmp_path / "model", "float32")
+    with torch.no_grad():
+        merged = models.load_model(tmp_path / "model", "float32")(input_ids=ids).logits
+    torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-4)
+    adapter = json.loads((tmp_path / "model" / "adapter" / "adapter_config.json").read_text())
+    assert adapter["r"] == 4

@@ -1,0 +1,266 @@
+"""The real Snakefile on the tiny experiment: end to end, what reruns after which change, and its style."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+from conftest import Project
+
+ROOT = Path(__file__).parents[1]
+STRATEGIES = ["fkl", "rkl", "skewed-fkl", "skewed-rkl"]
+STUDENTS = ["sft", *STRATEGIES]
+EVERY_EVALUATION = {"generate": 8, "score": 8}
+FETCHES = ("fetch_dataset", "fetch_nltk_data", "fetch_prompts", "fetch_student", "fetch_teacher")
+
+
+def planned(project: Project, *arguments) -> tuple[Counter, list[str]]:
+    """({rule: jobs}, [wildcards of each job]) that a dry run would execute, without rule all."""
+    out = project.snakemake("-n", *arguments).stdout
+    rules = Counter(re.findall(r"^(?:local)?rule (\w+):", out, re.M))
+    rules.pop("all", None)
+    return rules, re.findall(r"^    wildcards: (.*)$", out, re.M)
+
+
+def test_end_to_end_gives_a_table_of_eight_rows(finished):
+    table = (finished.results / "report" / "table.md").read_text()
+    header, rule, *rows = [line for line in table.splitlines() if line.startswith("|")][:10]
+    assert header.split("|")[1].strip() == "model"
+    assert [cell.strip() for cell in header.split("|")[2:6]] == [
+        "prompt_level_strict_accuracy",
+        "inst_level_strict_accuracy",
+        "prompt_level_loose_accuracy",
+        "inst_level_loose_accuracy",
+    ]
+    labels = [row.split("|")[1].strip() for row in rows]
+    assert labels == [
+        "teacher, untrained",
+        "teacher",
+        "student, untrained",
+        *(f"student - {s}" for s in STUDENTS),
+    ]
+    assert "4 prompts, 5 instructions" in table
+    assert "report/table.md" in finished.log
+
+
+def test_second_run_does_nothing_and_says_so(finished):
+    assert "Nothing to be done" in finished.snakemake().stderr
+
+
+def test_run_again_from_nothing_gives_the_same_bytes(finished, tmp_path):
+    again = Project(tmp_path)
+    # The same paths, since the configuration and the names of fetched sources hold them.
+    raw = yaml.safe_load(finished.config.read_text())
+    (again.folder / "config.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    again.snakemake()
+    for name in ("table.md", "table.csv", "fidelity.csv"):
+        assert (again.results / "report" / name).read_bytes() == (
+            finished.results / "report" / name
+        ).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def changed(finished, tmp_path_factory):
+    """Plan the finished experiment under a changed configuration."""
+    folder = tmp_path_factory.mktemp("configs")
+
+    def plan(change, text=lambda text: text):
+        raw = yaml.safe_load(finished.config.read_text())
+        change(raw)
+        config = folder / "changed.yaml"
+        config.write_text(text(yaml.safe_dump(raw, sort_keys=False)))
+        return planned(finished, "--replace-workflow-config", "--configfile", str(config))
+
+    return plan
+
+
+def of(*strategies, extra=()):
+    """The jobs that each strategy's chain and the table take."""
+    n = len(strategies)
+    return Counter(
+        {"distill": n, "generate": n, "score": n, "measure_fidelity": n, "aggregate": 1, **dict(extra)}
+    )
+
+
+@pytest.mark.parametrize(
+    ("strategy", "key", "value"),
+    [("skewed-rkl", "skew_lambda", 0.3), ("fkl", "temperature", 3), ("rkl", "divergence", "jsd")],
+)
+def test_a_key_of_one_strategy(changed, strategy, key, value):
+    rules, wildcards = changed(lambda raw: raw["strategies"][strategy].update({key: value}))
+    assert rules == of(strategy)
+    assert all(strategy in w for w in wildcards)
+
+
+def test_spelling_order_comments_and_defaults_rerun_nothing(changed):
+    def respell(raw):
+        raw["distillation"]["temperature"] = 2
+        raw["distillation"] = dict(reversed(raw["distillation"].items()))
+        raw["distillation"]["weight_decay"] = 0.01
+        raw["strategies"]["fkl"]["kl_loss_weight"] = 0.5
+
+    rules, _ = changed(respell, lambda text: "# a comment\n" + text.replace("0.001", "1e-3"))
+    assert not rules
+
+
+def test_threads_and_resources_rerun_nothing(finished):
+    rules, _ = planned(finished, "--set-resources", "distill:mem_mb=2000")
+    assert not rules
+
+
+def test_add_rename_and_remove_a_strategy(changed):
+    rules, wildcards = changed(lambda raw: raw["strategies"].update({"js": {"divergence": "jsd"}}))
+    assert rules == of("js") and all("js" in w for w in wildcards)
+
+    def rename(raw):
+        raw["strategies"]["kl"] = raw["strategies"].pop("fkl")
+
+    rules, wildcards = changed(rename)
+    assert rules == of("kl")
+    rules, _ = changed(lambda raw: raw["strategies"].pop("rkl"))
+    assert rules == {"aggregate": 1}
+
+
+def test_reordering_strategies_remakes_the_table(changed):
+    def reverse(raw):
+        raw["strategies"] = dict(reversed(raw["strategies"].items()))
+
+    assert changed(reverse)[0] == {"aggregate": 1}
+
+
+def test_an_evaluation_key(changed):
+    rules, _ = changed(lambda raw: raw["evaluation"].update(max_new_tokens=10))
+    assert rules == {**EVERY_EVALUATION, "aggregate": 1}
+
+
+def test_a_distillation_key(changed):
+    rules, _ = changed(lambda raw: raw["distillation"].update(learning_rate=2e-3))
+    assert rules == of(*STUDENTS, extra={"distill": 4, "sft_student": 1}.items())
+    rules, _ = changed(lambda raw: raw["distillation"].update(temperature=3))
+    assert rules == of(*STRATEGIES)
+
+
+def test_a_teacher_key_leaves_the_plain_student_alone(changed):
+    rules, wildcards = changed(lambda raw: raw["teacher_training"].update(learning_rate=2e-3))
+    assert rules == {
+        "sft_teacher": 1,
+        "cache_teacher": 1,
+        "distill": 4,
+        "generate": 5,
+        "score": 5,
+        "measure_fidelity": 6,
+        "aggregate": 1,
+    }
+    rules, _ = changed(lambda raw: raw["teacher_cache"].update(rows_per_shard=7))
+    assert "sft_student" not in rules and rules["cache_teacher"] == 1
+
+
+def test_another_seed(changed):
+    rules, _ = changed(lambda raw: raw.update(seeds=[0, 1]))
+    assert rules == of(*STUDENTS, extra={"distill": 4, "sft_student": 1}.items())
+
+
+def edit(finished, file, old, new, expected):
+    path = finished.folder / "workflow" / "scripts" / file
+    text = path.read_text()
+    assert old in text
+    try:
+        path.write_text(text.replace(old, new, 1))
+        assert planned(finished)[0] == expected
+    finally:
+        path.write_text(text)
+    assert not planned(finished)[0], "the same code again, only touched"
+
+
+def test_editing_code_reruns_what_imports_it(finished):
+    students = {
+        "distill": 4,
+        "sft_student": 1,
+        "generate": 5,
+        "score": 5,
+        "measure_fidelity": 6,
+        "aggregate": 1,
+    }
+    edit(finished, "kdag/generation.py", '"""', '"""Edited. ', {**EVERY_EVALUATION, "aggregate": 1})
+    edit(
+        finished,
+        "kdag/distill_loss.py",
+        '"""',
+        '"""Edited. ',
+        {"sft_teacher": 1, "cache_teacher": 1, **students, "generate": 6, "score": 6},
+    )
+    edit(finished, "distill.py", '"""', '"""Edited. ', of(*STRATEGIES))
+    edit(finished, "score_ifeval.py", '"""', '"""Edited. ', {"score": 8, "aggregate": 1})
+
+
+def test_new_import_in_a_script_is_seen(finished):
+    module = finished.folder / "workflow" / "scripts" / "kdag" / "mine.py"
+    script = finished.folder / "workflow" / "scripts" / "distill.py"
+    text = script.read_text()
+    try:
+        module.write_text("A = 1\n")
+        script.write_text(text.replace("import json\n", "import json\nfrom kdag import mine\n", 1))
+        assert planned(finished)[0] == of(*STRATEGIES)
+    finally:
+        module.unlink()
+        script.write_text(text)
+
+
+def test_changed_data_file_is_seen(finished):
+    path = finished.folder / "tiny" / "rows.jsonl"
+    text = path.read_text()
+    try:
+        tiny.write_jsonl(path, tiny.rows(40, seed=5))
+        rules, _ = planned(finished)
+        assert rules["fetch_dataset"] == 1 and rules["distill"] == 4
+    finally:
+        path.write_text(text)
+
+
+def test_cut_off_where_nothing_really_changed(finished):
+    """A rebuilt artifact with the same bytes does not rerun what lies below it, in the next call."""
+    copy = finished.results / "data" / "manifest.json"
+    before = copy.read_bytes()
+    finished.snakemake("--force", "subset", "--until", "subset")
+    assert copy.read_bytes() == before
+    assert not planned(finished)[0]
+
+
+def test_bad_configuration_stops_before_anything_runs(finished, tmp_path):
+    raw = yaml.safe_load(finished.config.read_text())
+    raw["strategies"]["skew"] = {"divergence": "skewed-fkl", "skwe_lambda": 0.1}
+    raw["distilation"] = {}
+    config = tmp_path / "bad.yaml"
+    config.write_text(yaml.safe_dump(raw))
+    done = finished.snakemake("--replace-workflow-config", "--configfile", str(config), check=False)
+    assert done.returncode != 0
+    assert "skwe_lambda" in done.stderr and "did you mean `skew_lambda`?" in done.stderr
+    assert "distilation: no such key; did you mean `distillation`?" in done.stderr
+    assert "Traceback" not in done.stderr and "rule " not in done.stderr
+
+
+def bare(folder: Path, *arguments):
+    command = [sys.executable, "-m", "snakemake", *arguments]
+    return subprocess.run(command, cwd=folder, text=True, capture_output=True, timeout=120)
+
+
+def test_bare_dry_run_of_the_default_experiment_plans_the_whole_dag(tmp_path):
+    for name in ("Snakefile", "workflow", "profiles", "envs", "config.yaml"):
+        source = ROOT / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
+    done = bare(tmp_path, "-n", "--quiet", "rules")
+    stats = dict(re.findall(r"^(\w+) +(\d+)$", done.stdout, re.M))
+    assert done.returncode == 0, done.stderr
+    assert stats["distill"] == "4" and stats["generate"] == "8"
+    for rule in FETCHES:
+        assert stats[rule] == "1"
+
+
+def test_lint():
+    done = bare(ROOT, "--lint")
+    assert "Congratulations" in done.stderr + done.stdout, done.stderr + done.stdout
