@@ -6,6 +6,8 @@ logits become loss and gradient, which takes the place of the student's logits; 
 brings the gradient back to the hidden states. The backward pass only scales it.
 """
 
+import math
+
 import torch
 
 from kdag.divergence_gradients import value_and_grad
@@ -114,6 +116,24 @@ def even_chunks(tokens, vocabulary):
     return max(1, -(-tokens // chunks))
 
 
+_scratch = {}
+
+
+def scratch(name, shape, like, dtype=None):
+    """An uninitialised tensor, the same memory at every call: fresh pages cost a fifth of it.
+
+    One loss at a time, therefore; CUDA's allocator keeps its pages anyway.
+    """
+    dtype = dtype or like.dtype
+    if like.device.type != "cpu":
+        return like.new_empty(shape, dtype=dtype)
+    elements = math.prod(shape)
+    held = _scratch.get((name, dtype))
+    if held is None or len(held) < elements:
+        held = _scratch[name, dtype] = torch.empty(elements, dtype=dtype)
+    return held[:elements].view(shape)
+
+
 class FusedDistillation(torch.autograd.Function):
     """Sums over tokens: weighted loss, CE, divergence; the loss's gradient is found on the way."""
 
@@ -123,8 +143,10 @@ class FusedDistillation(torch.autograd.Function):
         need_head = settings["with_grad"] and ctx.needs_input_grad[1]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None  # over block.scale
         size = min(settings["chunk_tokens"], len(targets))
-        logits = head.new_empty(size, len(head))
-        teacher_logits = None if teacher_head is None else teacher_head.new_empty(logits.shape)
+        logits = scratch("student", (size, len(head)), head)
+        teacher_logits = None
+        if teacher_head is not None:
+            teacher_logits = scratch("teacher", logits.shape, teacher_head)
         block = Block(logits, teacher_logits, settings)
         grad_head = torch.zeros_like(head, dtype=block.dtype) if need_head else None
 
@@ -177,8 +199,8 @@ class Block:
         if logits.device.type == "cpu":
             elements *= torch.get_num_threads()
         self.rows = max(1, elements // logits.shape[1])
-        shape = min(self.rows, len(logits)), logits.shape[1]
-        self.buffers = [logits.new_empty(shape, dtype=self.dtype) for _ in range(5)]
+        shape = 5, min(self.rows, len(logits)), logits.shape[1]
+        self.buffers = scratch("block", shape, logits, self.dtype)
 
     def run(self, targets):
         for start in range(0, len(targets), self.rows):
