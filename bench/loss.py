@@ -1,7 +1,7 @@
 """Bench 1: the distillation loss, forward and backward, against its peers and its limit.
 
-    python bench/loss.py --quick                 one vocabulary, minutes
-    python bench/loss.py --json build/loss.json  every case, tens of minutes
+    python bench/loss.py --quick                 one small case, minutes
+    python bench/loss.py --json build/loss.json  every case, an hour or two and 16 GB
 
 Every method works on the same hidden states and heads: KL weight 0.5, temperature 2, heads frozen.
   bare    the three matrix products that no exact method avoids, in kdag's own chunks
@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "workflow" / "scripts"))
-from kdag.distill_loss import distill_loss, even_chunks
+from kdag.distill_loss import distill_loss, even_chunks, scratch
 
 SIZES = {49152: (576, 576), 151665: (2048, 3584)}  # vocabulary: (d_s, d_t)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -58,13 +58,12 @@ def make_inputs(vocabulary, tokens, dtype):
 
 
 def bare(inputs):
-    """The three products, in kdag's chunks, into buffers that are there before the clock starts."""
+    """The three products, in kdag's chunks, into kdag's buffers, which stay from call to call."""
     student, head = inputs["student_hidden"].detach(), inputs["student_head"]
     teacher, teacher_head = inputs["teacher_hidden"], inputs["teacher_head"]
     size = even_chunks(len(student), len(head))
-    if "bare buffers" not in inputs or inputs["bare buffers"][0].shape[0] != size:
-        inputs["bare buffers"] = head.new_zeros(2, size, len(head))
-    logits, teacher_logits = inputs["bare buffers"]
+    shape = size, len(head)
+    logits, teacher_logits = scratch("student", shape, head), scratch("teacher", shape, head)
     grad = torch.empty_like(student)
     for start in range(0, len(student), size):
         rows = slice(start, min(start + size, len(student)))
@@ -97,6 +96,7 @@ def dense(inputs):
 
 
 def trl(inputs):
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     from trl.experimental.gkd import GKDTrainer
 
     logits = inputs["student_hidden"] @ inputs["student_head"].t()
@@ -149,10 +149,10 @@ def fits(method, vocabulary, tokens):
     return method not in DENSE or needed < status("MemAvailable", "/proc/meminfo")
 
 
-def time_case(vocabulary, tokens, dtype, rounds):
+def time_case(vocabulary, tokens, dtype, methods, rounds):
     """{method: [seconds per round]}; the first round warms up and is dropped."""
     inputs = make_inputs(vocabulary, tokens, DTYPES[dtype])
-    methods = [name for name in METHODS if fits(name, vocabulary, tokens)]
+    methods = [name for name in methods if fits(name, vocabulary, tokens)]
     seconds = {name: [] for name in methods}
     for _ in range(rounds + 1):
         for name in methods:
@@ -175,11 +175,11 @@ def memory_here(method, vocabulary, tokens, dtype):
     return status("VmHWM") - before
 
 
-def memory_case(vocabulary, tokens, dtype):
+def memory_case(vocabulary, tokens, dtype, methods):
     """{method: bytes}, each from a process of its own."""
     found = {}
-    for method in ("kdag", "dense", "trl", "liger"):
-        if fits(method, vocabulary, tokens):
+    for method in ("kdag", *PEERS):
+        if method in methods and fits(method, vocabulary, tokens):
             case = json.dumps([method, vocabulary, tokens, dtype])
             command = [sys.executable, __file__, "--memory-of", case]
             out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -211,18 +211,21 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure here")
-    parser.add_argument("--quick", action="store_true", help="V = 49,152, N = 512 and 2,048, bf16")
+    parser.add_argument("--quick", action="store_true", help="V = 49,152, N = 512, bf16, 3 rounds")
     parser.add_argument("--vocabulary", type=int, nargs="+", default=list(SIZES), choices=SIZES)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024, 2048, 4096])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048, 4096])
     parser.add_argument("--dtype", nargs="+", default=list(DTYPES), choices=DTYPES)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.methods = [name for name in METHODS if name in {"bare", "kdag", *args.methods}]
     if args.memory_of:
         print(memory_here(*json.loads(args.memory_of)))
         return
     if args.quick:
-        args.vocabulary, args.tokens, args.dtype = [49152], [512, 2048], ["bf16"]
+        args.vocabulary, args.tokens, args.dtype, args.rounds = [49152], [512], ["bf16"], 3
+    memory_tokens = 2048 if 2048 in args.tokens else max(args.tokens)
 
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}, "
           f"load {os.getloadavg()[0]:.1f}")  # fmt: skip
@@ -231,24 +234,19 @@ def main():
         for dtype in args.dtype:
             for tokens in args.tokens:
                 case = f"V={vocabulary} N={tokens} {dtype}"
-                seconds = time_case(vocabulary, tokens, dtype, args.rounds)
+                seconds = time_case(vocabulary, tokens, dtype, args.methods, args.rounds)
                 figures = {"bare us/token": 1e6 * median(seconds["bare"]) / tokens}
-                for method in seconds:
-                    if method != "bare":
-                        figures[f"{method} / bare"] = ratio(seconds, method, "bare")
+                for method in list(seconds)[1:]:
+                    figures[f"{method} / bare"] = ratio(seconds, method, "bare")
                 for peer, ours in PEERS.items():
-                    if peer in seconds:
+                    if peer in seconds and ours in seconds:
                         figures[f"{peer} / {ours}"] = ratio(seconds, peer, ours)
                 rows += report(case, figures)
-            if 2048 in args.tokens:
-                found = memory_case(vocabulary, 2048, dtype)
-                figures = {f"{method} MiB": size / 2**20 for method, size in found.items()}
-                figures |= {
-                    f"kdag / {peer} memory": found["kdag"] / found[peer]
-                    for peer in found
-                    if peer != "kdag"
-                }
-                rows += report(f"V={vocabulary} N=2048 {dtype}", figures)
+            found = memory_case(vocabulary, memory_tokens, dtype, args.methods)
+            figures = {f"{method} MiB": size / 2**20 for method, size in found.items()}
+            for peer in list(found)[1:]:
+                figures[f"kdag / {peer} memory"] = found["kdag"] / found[peer]
+            rows += report(f"V={vocabulary} N={memory_tokens} {dtype}", figures)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tiny
 import yaml
+
 from kdag.config import Config, load_config, model_ids, stage_params
 from kdag.errors import UserError
 from kdag.manifest import canonical_json

@@ -2,6 +2,7 @@
 
 import pytest
 import tiny
+
 from kdag import data
 from kdag.errors import UserError
 

@@ -16,9 +16,7 @@ quick = settings(derandomize=True, database=None, deadline=None, max_examples=25
 IGNORE = -100
 
 
-def make(
-    tokens=7, vocabulary=50, d_s=8, d_t=6, *, ignored=(), scale=1.0, dtype=torch.float64, seed=0
-):
+def make(tokens=7, vocabulary=50, d_s=8, d_t=6, *, ignored=(), scale=1.0, dtype=torch.float64, seed=0):
     """student_hidden, student_head (both require grad), teacher_hidden, teacher_head, targets."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -41,9 +39,7 @@ def run(inputs, divergence="fkl", params=None, **settings_):
     chosen = {"kl_weight": 0.5, "temperature": 2.0} | settings_
     for tensor in inputs[:2]:
         tensor.grad = None
-    loss, metrics = distill_loss(
-        *inputs, divergence=divergence, divergence_params=params or {}, **chosen
-    )
+    loss, metrics = distill_loss(*inputs, divergence=divergence, divergence_params=params or {}, **chosen)
     loss.backward()
     return (loss.detach(), inputs[0].grad, inputs[1].grad), metrics
 
@@ -75,9 +71,7 @@ def test_loss_and_gradients_equal_the_oracle(name):
         for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 2e-4)):
             seed = draw(st.integers(0, 99))
             inputs = make(tokens, ignored=ignored, dtype=dtype, seed=seed, **shape)
-            expected = oracle.loss(
-                *inputs, name, resolve(name, {}), weight=weight, squared=squared, **chosen
-            )
+            expected = oracle.loss(*inputs, name, resolve(name, {}), weight=weight, squared=squared, **chosen)
             found, _ = run(
                 inputs,
                 name,
@@ -265,9 +259,7 @@ def test_gradients_only_where_they_are_wanted():
 def test_backward_takes_a_scaled_loss_and_may_run_twice():
     inputs = make()
     (_, expected, _), _ = run(inputs)
-    loss, _ = distill_loss(
-        *inputs, divergence="fkl", divergence_params={}, kl_weight=0.5, temperature=2.0
-    )
+    loss, _ = distill_loss(*inputs, divergence="fkl", divergence_params={}, kl_weight=0.5, temperature=2.0)
     inputs[0].grad = None
     (loss * 1024).backward(retain_graph=True)
     loss.backward()
@@ -397,9 +389,7 @@ def test_where_liger_pads_this_refuses():
     """Two zero logits for tokens that the student lacks change Liger's loss, silently."""
     chunked = pytest.importorskip("liger_kernel.chunked_loss")
     hidden, head, teacher, teacher_head, targets = make(dtype=torch.float32)
-    soft = chunked.LigerFusedLinearJSDLoss(
-        weight_hard_loss=0.0, weight_soft_loss=1.0, compiled=False
-    )
+    soft = chunked.LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, compiled=False)
     shorter = head[:48].detach().requires_grad_()
     targets = targets.clamp(max=47)
     cut = soft(hidden, shorter, teacher, teacher_head[:48], targets)

@@ -43,9 +43,7 @@ def by_definition(name, student_logits, teacher_logits, params):
     """Values and gradient with respect to the student's logits: DIVERGENCES and autograd."""
     student = student_logits.detach().requires_grad_()
     teacher = teacher_logits.detach().requires_grad_()
-    values = DIVERGENCES[name](
-        torch.log_softmax(student, -1), torch.log_softmax(teacher, -1), **params
-    )
+    values = DIVERGENCES[name](torch.log_softmax(student, -1), torch.log_softmax(teacher, -1), **params)
     values.sum().backward()
     assert teacher.grad is None
     return values.detach(), student.grad
@@ -83,9 +81,7 @@ def test_value_and_gradient_equal_the_oracle(name, form):
             found = FORMS[form](name, student.to(dtype), teacher.to(dtype), params)
             scale = max(1.0, values.max().item())
             torch.testing.assert_close(found[0].double(), values, rtol=tolerance, atol=tolerance)
-            torch.testing.assert_close(
-                found[1].double(), gradient, rtol=tolerance, atol=tolerance * scale
-            )
+            torch.testing.assert_close(found[1].double(), gradient, rtol=tolerance, atol=tolerance * scale)
 
     check()
 

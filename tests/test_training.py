@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+
 from kdag import data, models, teacher_cache, training
 from kdag.config import DistillationJob
 from kdag.errors import UserError

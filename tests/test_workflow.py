@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import tiny
 import yaml
@@ -229,6 +230,28 @@ def test_cut_off_where_nothing_really_changed(finished):
     finished.snakemake("--force", "subset", "--until", "subset")
     assert copy.read_bytes() == before
     assert not planned(finished)[0]
+
+
+def test_real_rows_and_prompts_through_the_same_dag(finished, shared_data, tmp_path):
+    """Published data: 999 alpaca rows and the first 48 of IFEval's prompts, with the tiny models."""
+    raw = yaml.safe_load(finished.config.read_text())
+    raw["experiment"] = "real"
+    raw["data"] = {
+        "source": "path",
+        "path": str(shared_data / "instructions" / "alpaca_999.json"),
+        "train_rows": 96,
+        "heldout_rows": 16,
+        "max_tokens": 300,
+        "overlong": "truncate",
+    }
+    raw["strategies"] = {"rkl": {"divergence": "rkl"}}
+    raw["evaluation"]["prompts"]["path"] = str(shared_data / "ifeval" / "input_data.jsonl")
+    raw["evaluation"]["limit"] = 48
+    config = tmp_path / "real.yaml"
+    config.write_text(yaml.safe_dump(raw))
+    finished.snakemake("--replace-workflow-config", "--configfile", str(config))
+    table = pd.read_csv(finished.folder / "results" / "real" / "report" / "table.csv")
+    assert len(table) == 5 and set(table["n_prompts"]) == {48} and table["n_instructions"].nunique() == 1
 
 
 def test_bad_configuration_stops_before_anything_runs(finished, tmp_path):

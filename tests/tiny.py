@@ -11,10 +11,7 @@ from pathlib import Path
 
 import yaml
 
-WORDS = (
-    "the a small red blue tree river stone bird song runs falls grows over under near bright quiet "
-    "morning evening paper window answer question number seven three twelve list write short long name"
-).split()
+WORDS = ["the", "a", "small", "red", "blue", "tree", "river", "stone", "bird", "song", "runs", "falls", "grows", "over", "under", "near", "bright", "quiet", "morning", "evening", "paper", "window", "answer", "question", "number", "seven", "three", "twelve", "list", "write", "short", "long", "name"]
 TEMPLATE = (
     "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] + "
     "'<|im_end|>\\n' }}{%- else %}{{- '<|im_start|>system\\nYou are a tiny assistant.<|im_end|>\\n' }}"
@@ -86,7 +83,7 @@ def model(vocabulary: int, *, hidden: int, layers: int, tied: bool, seed: int):
             num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,
-            max_position_embeddings=512,
+            max_position_embeddings=4096,
             tie_word_embeddings=tied,
             initializer_range=0.2,
             bos_token_id=None,

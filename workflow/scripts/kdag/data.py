@@ -146,8 +146,7 @@ def read_rows(path) -> pd.DataFrame:
     frame = pd.read_parquet(path)
     frame["input_ids"] = [list(map(int, ids)) for ids in frame["input_ids"]]
     frame["targets"] = [
-        targets(ids, list(mask))
-        for ids, mask in zip(frame["input_ids"], frame["response_mask"], strict=True)
+        targets(ids, list(mask)) for ids, mask in zip(frame["input_ids"], frame["response_mask"], strict=True)
     ]
     return frame
 
@@ -176,8 +175,7 @@ def check_pair(teacher, student) -> None:
         rendered = [t.apply_chat_template(probe, tokenize=False) for t in (teacher, student)]
         if rendered[0] != rendered[1]:
             raise UserError(
-                "teacher and student have different chat templates: "
-                f"{rendered[0]!r} against {rendered[1]!r}"
+                f"teacher and student have different chat templates: {rendered[0]!r} against {rendered[1]!r}"
             )
         encoded = [t(rendered[0])["input_ids"] for t in (teacher, student)]
         if encoded[0] != encoded[1]:

@@ -160,7 +160,8 @@ class FusedDistillation(torch.autograd.Function):
             if need_hidden:
                 torch.mm(logits[:count], head, out=grad_hidden[rows])
             if need_head:
-                grad_head += logits[:count].t() @ hidden[rows]
+                product = scratch("head", head.shape, head)
+                grad_head += torch.mm(logits[:count].t(), hidden[rows], out=product)
 
         ctx.scale, ctx.head_dtype = block.scale, head.dtype
         ctx.save_for_backward(grad_hidden, grad_head)

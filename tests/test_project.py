@@ -1,0 +1,74 @@
+"""The project's own files agree with each other."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = (ROOT / "envs" / name).read_text().splitlines()
+    return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+
+def bare(package: str) -> str:
+    return re.sub(r"\[.*\]", "", package).lower().replace("_", "-")
+
+
+def test_environments_hold_the_pins_that_make_installs():
+    wanted = pins("requirements.txt")
+    environments = sorted((ROOT / "envs").glob("*.yaml"))
+    assert len(environments) >= 2
+    for file in environments:
+        parsed = yaml.safe_load(file.read_text())
+        python, pip, packages = parsed["dependencies"]
+        assert (python, pip) == ("python=3.11", "pip"), file
+        for package, version in (line.split("==") for line in packages["pip"]):
+            assert wanted[package] == version, f"{file.name}: {package}"
+
+
+def test_every_pin_is_in_the_constraints():
+    constraints = {bare(name): version for name, version in pins("constraints.txt").items()}
+    for name in ("requirements.txt", "requirements-test.txt"):
+        for package, version in pins(name).items():
+            assert constraints[bare(package)] == version, package
+
+
+def test_versions_are_those_that_were_tried_together():
+    expected = {
+        "torch": "2.13.0",
+        "transformers": "5.17.0",
+        "datasets": "4.8.5",
+        "lm-eval[hf,ifeval]": "0.4.13",
+        "snakemake": "9.27.1",
+        "peft": "0.21.2",
+        "pandas": "3.1.1",
+    }
+    assert {name: pins("requirements.txt")[name] for name in expected} == expected
+
+
+def test_rules_name_environments_that_exist():
+    for file in (ROOT / "workflow" / "rules").glob("*.smk"):
+        for name in re.findall(r'"\.\./\.\./(envs/\S+\.yaml)"', file.read_text()):
+            assert (ROOT / name).is_file()
+
+
+def test_every_rule_that_runs_a_script_names_an_environment_and_a_log():
+    for file in (ROOT / "workflow" / "rules").glob("*.smk"):
+        for rule in re.split(r"^ *rule ", file.read_text(), flags=re.M)[1:]:
+            for directive in ("conda:", "log:", "code=code("):
+                assert directive in rule, f"{file.name}: {rule.splitlines()[0]} {directive}"
+
+
+def test_links_of_the_documentation_lead_somewhere():
+    for file in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", file.read_text()):
+            assert (file.parent / target).exists(), f"{file.name}: {target}"
+
+
+def test_make_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make ([a-z-]+)", (ROOT / "README.md").read_text(), re.M):
+        assert re.search(rf"^{target}:", makefile, re.M), target
