@@ -1,4 +1,4 @@
-"""What `make demo` promises, checked on its results: eight rows, students that learned, nothing left to do."""
+"""What `make demo` promises, checked: eight rows, students that learned, nothing left to do."""
 
 import subprocess
 import sys

@@ -238,7 +238,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_and_overrides(self):
-        for name, strategy in self.strategies.items():
+        for name in self.strategies:
             if not re.match(NAME, name) or re.search(r"-seed\d+$", name):
                 raise ValueError(
                     f"strategies: the name {name!r} may hold letters, digits, '.', '_' and '-', "
