@@ -15,7 +15,7 @@ WORDS = (
     "the a small red blue tree river stone bird song runs falls grows over under near bright quiet "
     "morning evening paper window answer question number seven three twelve list write short long "
     "name"
-).split()  # noqa: SIM905
+).split()
 TEMPLATE = (
     "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]['content'] + "
     "'<|im_end|>\\n' }}{%- else %}{{- '<|im_start|>system\\nYou are a tiny assistant.<|im_end|>\\n' }}"
