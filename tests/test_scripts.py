@@ -77,7 +77,7 @@ def test_training_by_hand(finished, paths, tmp_path, tuning):
     AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert (tmp_path / "model" / "adapter").is_dir() == (tuning == "lora")
     job = {**TRAINING, "tuning": tuning, "divergence": "rkl", "use_ce_loss": False}
-    cache = ["--cache", paths["results"] / "cache" / "manifest.json"]
+    cache = ["--teacher", paths["results"] / "cache" / "manifest.json"]
     finished.script("distill", "--config", json.dumps(job), *given, *cache)
     steps = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert [step["step"] for step in steps] == list(range(1, len(steps) + 1)) and len(steps) >= 3
@@ -110,7 +110,7 @@ def test_damaged_cache_is_named_before_training(finished, paths, tmp_path):
     shard.write_bytes(content)
     done = finished.script(
         *("distill", "--model", paths["student"], "--train", paths["results"] / "data" / "train.parquet"),
-        *("--cache", tmp_path / "cache" / "manifest.json", "--output", tmp_path / "model"),
+        *("--teacher", tmp_path / "cache" / "manifest.json", "--output", tmp_path / "model"),
         *("--log", tmp_path / "log", "--manifest", tmp_path / "manifest.json"),
         check=False,
     )

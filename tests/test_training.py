@@ -12,7 +12,7 @@ from kdag import data, models, teacher_cache, training
 from kdag.config import DistillationJob
 from kdag.errors import UserError
 from kdag.manifest import write_manifest
-from kdag.teacher_cache import TeacherCache
+from kdag.teacher_cache import OnlineTeacher, TeacherCache
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def run(tiny_models, frame, cache, work, settings=None, **objective):
         objective=training.Objective(
             **{"divergence": "fkl", "kl_weight": 0.5, "temperature": 2.0, **objective}
         ),
-        cache=TeacherCache(cache, "train", frame) if cache else None,
+        teacher=TeacherCache(cache, "train", frame) if isinstance(cache, Path) else cache,
         vocabulary=vocabulary,
         work=work,
     )
@@ -258,6 +258,19 @@ def test_training_goes_on_from_its_checkpoint(tiny_models, frame, cache, tmp_pat
     assert len(calls) == 10 + 2 * (len(log) - 4)
     assert torch.equal(trained(model), trained(undisturbed))
     assert [s["loss"] for s in resumed] == [s["loss"] for s in log]
+
+
+def test_online_teacher_gives_the_losses_of_its_cache(tiny_models, tokenizer, frame, cache, tmp_path):
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "model").symlink_to(tiny_models / "teacher")
+    manifest = tmp_path / "teacher" / "manifest.json"
+    write_manifest(manifest, stage="sft", params={}, inputs={}, outputs=[manifest.parent / "model"])
+    _, cached = run(tiny_models, frame, cache, tmp_path / "cached", divergence="rkl")
+    online = OnlineTeacher(manifest, "float32", len(tokenizer))
+    _, live = run(tiny_models, frame, online, tmp_path / "live", divergence="rkl")
+    for one, other in zip(cached, live, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["divergence"] == pytest.approx(other["divergence"], rel=1e-5)
 
 
 def test_half_written_or_damaged_checkpoint_is_not_used(tmp_path):

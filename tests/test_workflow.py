@@ -161,6 +161,11 @@ def test_a_teacher_key_leaves_the_plain_student_alone(changed):
     assert "sft_student" not in rules and rules["cache_teacher"] == 1
 
 
+def test_online_teacher_needs_no_cache_of_the_training_rows(changed):
+    rules, _ = changed(lambda raw: raw["teacher"].update(online=True))
+    assert rules == of(*STRATEGIES, extra={"cache_teacher": 1, "measure_fidelity": 6}.items())
+
+
 def test_another_seed(changed):
     rules, _ = changed(lambda raw: raw.update(seeds=[0, 1]))
     assert rules == of(*STUDENTS, extra={"distill": 4, "sft_student": 1}.items())

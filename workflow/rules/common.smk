@@ -102,6 +102,10 @@ DATASET = fetched("datasets", "fetch_dataset")
 PROMPTS = fetched("datasets", "fetch_prompts")
 NLTK = "resources/nltk_data"
 
+# Where a student sees its teacher, and the parts of the data whose teacher states are stored.
+TEACHER_SEEN = "teacher" if CONFIG.teacher.online else "cache"
+CACHED = ["heldout"] if CONFIG.teacher.online else ["train", "heldout"]
+
 
 def model_home(model):
     fixed = {

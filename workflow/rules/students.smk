@@ -37,8 +37,10 @@ rule distill:
         train="<results>/data/train.parquet",
         base=f"{STUDENT}/manifest.json",
         model=ancient(f"{STUDENT}/model"),
-        cache="<results>/cache/manifest.json",
-        states=ancient("<results>/cache/train"),
+        teacher=f"<results>/{TEACHER_SEEN}/manifest.json",
+        states=ancient(
+            f"<results>/{TEACHER_SEEN}/{'model' if CONFIG.teacher.online else 'train'}"
+        ),
     output:
         model=directory("<results>/students/{strategy}/seed{seed}/model"),
         log="<results>/students/{strategy}/seed{seed}/training.jsonl",
@@ -57,5 +59,5 @@ rule distill:
     shell:
         "python {input.code[0]} --name {wildcards.strategy}/seed{wildcards.seed}"
         " --config {params.config:q} --model {input.model:q} --train {input.train:q}"
-        " --cache {input.cache:q} --output {output.model:q} --log {output.log:q}"
+        " --teacher {input.teacher:q} --output {output.model:q} --log {output.log:q}"
         " --manifest {output.manifest:q} 2>&1 | tee {log:q}"

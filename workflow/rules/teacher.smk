@@ -39,8 +39,7 @@ rule cache_teacher:
         teacher="<results>/teacher/manifest.json",
         model=ancient("<results>/teacher/model"),
     output:
-        train=directory("<results>/cache/train"),
-        heldout=directory("<results>/cache/heldout"),
+        parts=[directory(f"<results>/cache/{part}") for part in CACHED],
         head="<results>/cache/head.safetensors",
         manifest="<results>/cache/manifest.json",
     log:
@@ -54,7 +53,9 @@ rule cache_teacher:
         gpu=1,
     params:
         config=params("cache_teacher"),
+        parts=CACHED,
     shell:
         "python {input.code[0]} --name cache_teacher --config {params.config:q} --model {input.model:q}"
-        " --train {input.train:q} --heldout {input.heldout:q} --manifest {output.manifest:q}"
+        " --parts {params.parts} --train {input.train:q} --heldout {input.heldout:q}"
+        " --manifest {output.manifest:q}"
         " 2>&1 | tee {log:q}"

@@ -13,6 +13,7 @@ def arguments():
     parser.add_argument("--config", type=json.loads, default={}, help="keys of `teacher_cache`")
     parser.add_argument("--model", type=Path, required=True, help="the fine-tuned teacher's directory")
     parser.add_argument("--train", type=Path, required=True, help="train.parquet")
+    parser.add_argument("--parts", nargs="+", choices=("train", "heldout"), default=("train", "heldout"))
     parser.add_argument("--heldout", type=Path, required=True, help="heldout.parquet")
     parser.add_argument(
         "--manifest", type=Path, required=True, help="manifest.json; the cache lies beside it"
@@ -31,7 +32,7 @@ def main(args):
     vocabulary = subset["vocabulary_size"]
     model = models.load_model(args.model, settings.dtype)
     models.check_head(model, vocabulary)
-    frames = {"train": read_rows(args.train), "heldout": read_rows(args.heldout)}
+    frames = {part: read_rows(getattr(args, part)) for part in args.parts}
     for part, frame in frames.items():
         with atomic_path(folder / part) as partial:
             write_part(

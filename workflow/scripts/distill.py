@@ -17,7 +17,9 @@ def arguments():
     )
     parser.add_argument("--model", type=Path, required=True, help="the untrained student's directory")
     parser.add_argument("--train", type=Path, required=True, help="train.parquet")
-    parser.add_argument("--cache", type=Path, required=True, help="the cache's manifest.json")
+    parser.add_argument(
+        "--teacher", type=Path, required=True, help="manifest.json of the teacher's cache, or of the teacher"
+    )
     parser.add_argument("--output", type=Path, required=True, help="model directory, written")
     parser.add_argument("--log", type=Path, required=True, help="training.jsonl, one line per step")
     parser.add_argument("--manifest", type=Path, required=True)
@@ -36,7 +38,7 @@ def main(args):
         temperature_squared=settings.temperature_squared,
         use_ce=settings.use_ce_loss,
     )
-    run_stage("distill", args, settings, objective, cache=args.cache)
+    run_stage("distill", args, settings, objective, teacher=args.teacher)
 
 
 if __name__ == "__main__":

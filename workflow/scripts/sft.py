@@ -22,7 +22,7 @@ def main(args):
     from kdag.training import Objective, run_stage
 
     settings = TeacherTraining(**args.config)
-    run_stage("sft", args, settings, Objective(), cache=None)
+    run_stage("sft", args, settings, Objective(), teacher=None)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,10 @@ class Data(DataSource):
 class Teacher(Source):
     """The large model."""
 
+    online: bool = Field(
+        False, description="run the teacher beside every student instead of reading its cache"
+    )
+
 
 class Derive(Section):
     """A student made from the teacher's own untrained network."""
@@ -163,6 +167,7 @@ class DistillationJob(Distillation):
     divergence: Literal[tuple(PARAMETERS)]
     divergence_params: dict[str, float] = Field(default_factory=dict)
     seed: int = 0
+    teacher_dtype: Dtype | None = Field(None, description="online teacher only: its arithmetic")
 
 
 class Strategy(Section):
@@ -332,6 +337,7 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
                 divergence=chosen.divergence,
                 divergence_params=chosen.divergence_params(),
                 seed=int(seed),
+                teacher_dtype=config.teacher_cache.dtype if config.teacher.online else None,
             ).model_dump()
         case "generate":
             return config.evaluation.model_dump(exclude={"prompts", "limit"})

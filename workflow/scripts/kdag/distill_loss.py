@@ -15,7 +15,7 @@ from kdag.divergence_params import resolve
 
 IGNORE = -100
 CHUNK_ELEMENTS = 2**26  # logits at a time, 128 MiB in bf16: the products want many rows
-BLOCK_ELEMENTS = {"cpu": 98304, "cuda": 2**25}  # of an fp32 buffer; on a CPU, of each thread's L2
+BLOCK_ELEMENTS = {"cpu": 2**17, "cuda": 2**25}  # of an fp32 buffer; on a CPU, of each thread's L2
 
 
 def distill_loss(

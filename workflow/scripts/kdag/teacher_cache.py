@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from kdag.cli import Progress
 from kdag.errors import UserError
 from kdag.manifest import atomic_path, verify_files
-from kdag.models import device, head_weight, hidden_states
+from kdag.models import check_head, device, head_weight, hidden_states, load_model
 
 
 def batches_by_length(lengths: list[int], batch_tokens: int) -> list[list[int]]:
@@ -125,3 +125,18 @@ class TeacherCache:
         """Hidden states of row `index` of the frame, [n_i, d]."""
         shard, start, end = self.place[index]
         return self.shards[shard][start:end]
+
+
+class OnlineTeacher:
+    """The live teacher in the place of its cache: the same states, computed anew for every batch."""
+
+    def __init__(self, manifest_path: Path, dtype: str, vocabulary: int):
+        verify_files(manifest_path, prefix="model/")
+        self.model = load_model(Path(manifest_path).parent / "model", dtype)
+        check_head(self.model, vocabulary)
+        self.head = head_weight(self.model, vocabulary).detach()
+
+    @torch.no_grad()
+    def hidden(self, inputs: dict, learn: torch.Tensor) -> torch.Tensor:
+        """Hidden states [N, d] at the positions [B, L] where `learn` is true."""
+        return hidden_states(self.model, inputs["input_ids"], inputs["attention_mask"])[learn]

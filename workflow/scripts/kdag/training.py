@@ -33,7 +33,7 @@ from kdag.manifest import (
     write_manifest,
     write_text,
 )
-from kdag.teacher_cache import TeacherCache, pad
+from kdag.teacher_cache import OnlineTeacher, TeacherCache, pad
 
 SECONDS_BETWEEN_CHECKPOINTS = 120
 
@@ -105,11 +105,11 @@ class EpochSampler(torch.utils.data.Sampler):
 class DistillTrainer(Trainer):
     """The HF Trainer with its loss replaced; no logits come out of the model's own forward."""
 
-    def __init__(self, *, objective: Objective, teacher_head, vocabulary: int, dtype: str, **kwargs):
+    def __init__(self, *, objective: Objective, teacher, vocabulary: int, dtype: str, **kwargs):
         super().__init__(**kwargs)
-        self.objective, self.vocabulary = objective, vocabulary
+        self.objective, self.vocabulary, self.teacher = objective, vocabulary, teacher
         self.dtype = getattr(torch, dtype)
-        self.teacher_head = None if teacher_head is None else teacher_head.to(self.args.device)
+        self.teacher_head = None if teacher is None else teacher.head.to(self.args.device)
         self.model_accepts_loss_kwargs = True  # the loss is divided by num_items_in_batch here
         self.sums = {}
 
@@ -126,6 +126,8 @@ class DistillTrainer(Trainer):
         autocast = torch.autocast(self.args.device.type, self.dtype, enabled=self.dtype != torch.float32)
         with autocast:
             hidden = models.hidden_states(model, inputs["input_ids"], inputs["attention_mask"])
+        if isinstance(self.teacher, OnlineTeacher):
+            inputs["teacher_hidden"] = self.teacher.hidden(inputs, learn)
         objective = self.objective
         loss, metrics = distill_loss(
             hidden[learn].to(self.dtype),
@@ -227,11 +229,11 @@ def prepare(model, settings):
         raise UserError(f"lora_target_modules: {error}") from error
 
 
-def train(model, frame, *, settings, objective: Objective, cache, vocabulary: int, work: Path):
+def train(model, frame, *, settings, objective: Objective, teacher, vocabulary: int, work: Path):
     """Train `model` on the rows of `frame`. settings: a config.Training with a seed.
 
-    cache: the TeacherCache of these rows, or None without a divergence. work: the folder of the
-    checkpoints, gone when training is done. Returns the trained model (PEFT-wrapped for LoRA) and the log.
+    teacher: the TeacherCache of these rows, an OnlineTeacher, or None without a divergence. work: the folder
+    of the checkpoints. Returns the trained model (PEFT-wrapped for LoRA) and the log, an entry per step.
     """
     set_seed(settings.seed)
     models.check_head(model, vocabulary)
@@ -267,10 +269,10 @@ def train(model, frame, *, settings, objective: Objective, cache, vocabulary: in
     trainer = DistillTrainer(
         model=model,
         args=arguments,
-        train_dataset=Rows(frame, cache),
+        train_dataset=Rows(frame, teacher if isinstance(teacher, TeacherCache) else None),
         data_collator=collate,
         objective=objective,
-        teacher_head=cache.head if cache else None,
+        teacher=teacher,
         vocabulary=vocabulary,
         dtype=settings.dtype,
         callbacks=[Follow()],
@@ -300,18 +302,22 @@ def save_trained(model, tokenizer, folder: Path, dtype: str) -> None:
     models.save(model, tokenizer, folder)
 
 
-def run_stage(stage: str, args, settings, objective: Objective, cache: Path | None) -> None:
-    """A training stage from its inputs to its manifest; shared by sft.py and distill.py."""
+def run_stage(stage: str, args, settings, objective: Objective, teacher: Path | None) -> None:
+    """A training stage from its inputs to its manifest; shared by sft.py and distill.py.
+
+    teacher: the manifest of the teacher's cache, or, for an online teacher, of the teacher itself.
+    """
     frame = read_rows(args.train)
     vocabulary = read_json(args.train.parent / "manifest.json")["vocabulary_size"]
     inputs = {
         "model": sha256_file(args.model.parent / "manifest.json"),
         "data": sha256_file(args.train.parent / "manifest.json"),
     }
-    teacher = None
-    if cache:
-        teacher = TeacherCache(cache, "train", frame)
-        inputs["cache"] = sha256_file(cache)
+    seen = None
+    if teacher:
+        inputs["teacher"] = sha256_file(teacher)
+        online = settings.teacher_dtype
+        seen = OnlineTeacher(teacher, online, vocabulary) if online else TeacherCache(teacher, "train", frame)
     # A checkpoint is resumed only by the very job that wrote it: same parameters, inputs and code.
     params = settings.model_dump()
     code = {m.__name__: sha256_file(m.__file__) for m in own_modules()}
@@ -324,7 +330,7 @@ def run_stage(stage: str, args, settings, objective: Objective, cache: Path | No
         frame,
         settings=settings,
         objective=objective,
-        cache=teacher,
+        teacher=seen,
         vocabulary=vocabulary,
         work=work,
     )
