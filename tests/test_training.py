@@ -14,6 +14,8 @@ from kdag.errors import UserError
 from kdag.manifest import write_manifest
 from kdag.teacher_cache import OnlineTeacher, TeacherCache
 
+DATA = {"vocabulary_hash": "of a vocabulary", "template_hash": "of a template"}
+
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_models):
@@ -53,8 +55,9 @@ def write_cache(folder: Path, frame, model, vocabulary, dtype="float32", rows_pe
         manifest,
         stage="cache_teacher",
         params={},
-        inputs={},
+        inputs={"teacher": "of a teacher"},
         outputs=[folder / "train", folder / "head.safetensors"],
+        **DATA,
         row_hashes={"train": frame["row_hash"].tolist()},
     )
     return manifest
@@ -92,7 +95,7 @@ def run(tiny_models, frame, cache, work, settings=None, **objective):
         objective=training.Objective(
             **{"divergence": "fkl", "kl_weight": 0.5, "temperature": 2.0, **objective}
         ),
-        teacher=TeacherCache(cache, "train", frame) if isinstance(cache, Path) else cache,
+        teacher=TeacherCache(cache, "train", frame, DATA) if isinstance(cache, Path) else cache,
         vocabulary=vocabulary,
         work=work,
     )
@@ -149,7 +152,7 @@ def test_kept_layers_are_evenly_spaced_and_end_to_end(tiny_models):
 def test_cached_states_are_the_live_teachers_to_the_last_bit(tiny_models, tokenizer, frame, tmp_path, dtype):
     """Batched as they were when they were written; another batch shape may round differently."""
     model = models.load_model(tiny_models / "teacher", dtype)
-    cache = TeacherCache(write_cache(tmp_path, frame, model, len(tokenizer), dtype), "train", frame)
+    cache = TeacherCache(write_cache(tmp_path, frame, model, len(tokenizer), dtype), "train", frame, DATA)
     head = models.head_weight(model, len(tokenizer))
     assert torch.equal(cache.head, head)
     live = {}
@@ -164,7 +167,7 @@ def test_cached_states_are_the_live_teachers_to_the_last_bit(tiny_models, tokeni
 
 def test_cache_matches_an_unpadded_forward_pass(tiny_models, frame, cache):
     model = models.load_model(tiny_models / "teacher", "float32")
-    read = TeacherCache(cache, "train", frame)
+    read = TeacherCache(cache, "train", frame, DATA)
     for index in (0, 11, 23):
         ids, targets = frame["input_ids"][index], torch.tensor(frame["targets"][index])
         with torch.no_grad():
@@ -203,8 +206,26 @@ def test_damaged_or_foreign_cache_is_refused(tiny_models, tokenizer, frame, tmp_
             shard.unlink()
     rows = frame.iloc[::-1].reset_index(drop=True) if fault == "other rows" else frame
     with pytest.raises(UserError, match="run snakemake again to rebuild") as caught:
-        TeacherCache(manifest, "train", rows)
+        TeacherCache(manifest, "train", rows, DATA)
     assert fault == "other rows" or "shard-00001" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"vocabulary_hash": "other"}, "another tokenizer"),
+        ({"template_hash": "other"}, "another chat template"),
+    ],
+)
+def test_cache_of_another_tokenizer_or_template_is_refused(frame, cache, change, reason):
+    with pytest.raises(UserError, match=reason):
+        TeacherCache(cache, "train", frame, DATA | change)
+
+
+def test_cache_of_another_teacher_is_refused(frame, cache, tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="another teacher or adapter"):
+        TeacherCache(cache, "train", frame, DATA, tmp_path / "manifest.json")
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])

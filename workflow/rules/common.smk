@@ -23,17 +23,13 @@ from kdag.manifest import canonical_json, sha256_json
 try:
     CONFIG = load_config({k: v for k, v in config.items() if k != "pathvars"})
 except UserError as error:
-    raise WorkflowError(
-        "The configuration is not valid; nothing has run.", *str(error).split("\n")
-    )
+    raise WorkflowError("The configuration is not valid; nothing has run.", *str(error).split("\n"))
 
 MODELS = model_ids(CONFIG)
 STUDENTS = student_ids(CONFIG)
 
 # `python` in a rule is the one that runs Snakemake, also where its environment is not activated.
-os.environ.update(
-    PATH=os.pathsep.join([str(Path(sys.executable).parent), os.getenv("PATH", "")])
-)
+os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.getenv("PATH", "")]))
 
 # Threads that wait by spinning starve the job beside them: 161 s instead of 28 s for one generation.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -56,9 +52,7 @@ def code(script):
                     node.module,
                     *(f"{node.module}.{alias.name}" for alias in node.names),
                 ]
-            todo += [
-                SCRIPTS.joinpath(*name.split(".")).with_suffix(".py") for name in names
-            ]
+            todo += [SCRIPTS.joinpath(*name.split(".")).with_suffix(".py") for name in names]
     return [os.path.relpath(file) for file in files]
 
 
@@ -76,9 +70,7 @@ def fetched(kind, stage):
     """Where a fetched source lies: experiments share it, and every other source has its own place."""
     source = stage_params(CONFIG, stage)
     named = source["id"] or source["path"] or source["file"]
-    name = re.sub(
-        r"[^A-Za-z0-9.]+", "-", Path(named).stem if source["path"] else Path(named).name
-    )
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", Path(named).stem if source["path"] else Path(named).name)
     return f"resources/{kind}/{name.strip('-')}-{sha256_json(source)[:8]}"
 
 
@@ -95,9 +87,7 @@ def local_files(source):
 
 
 TEACHER = fetched("models", "fetch_teacher")
-STUDENT = (
-    "<results>/student" if CONFIG.student.derive else fetched("models", "fetch_student")
-)
+STUDENT = "<results>/student" if CONFIG.student.derive else fetched("models", "fetch_student")
 DATASET = fetched("datasets", "fetch_dataset")
 PROMPTS = fetched("datasets", "fetch_prompts")
 NLTK = "resources/nltk_data"

@@ -38,9 +38,8 @@ rule distill:
         base=f"{STUDENT}/manifest.json",
         model=ancient(f"{STUDENT}/model"),
         teacher=f"<results>/{TEACHER_SEEN}/manifest.json",
-        states=ancient(
-            f"<results>/{TEACHER_SEEN}/{'model' if CONFIG.teacher.online else 'train'}"
-        ),
+        trained=[] if CONFIG.teacher.online else ancient("<results>/teacher/manifest.json"),
+        states=ancient(f"<results>/{TEACHER_SEEN}/{'model' if CONFIG.teacher.online else 'train'}"),
     output:
         model=directory("<results>/students/{strategy}/seed{seed}/model"),
         log="<results>/students/{strategy}/seed{seed}/training.jsonl",
@@ -59,5 +58,5 @@ rule distill:
     shell:
         "python {input.code[0]} --name {wildcards.strategy}/seed{wildcards.seed}"
         " --config {params.config:q} --model {input.model:q} --train {input.train:q}"
-        " --teacher {input.teacher:q} --output {output.model:q} --log {output.log:q}"
-        " --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+        " --teacher {input.teacher:q} --expect-teacher {input.trained:q}"
+        " --output {output.model:q} --log {output.log:q} --manifest {output.manifest:q} 2>&1 | tee {log:q}"

@@ -20,6 +20,9 @@ def arguments():
     parser.add_argument(
         "--teacher", type=Path, required=True, help="manifest.json of the teacher's cache, or of the teacher"
     )
+    parser.add_argument(
+        "--expect-teacher", type=Path, nargs="?", help="manifest.json the cache must be made from"
+    )
     parser.add_argument("--output", type=Path, required=True, help="model directory, written")
     parser.add_argument("--log", type=Path, required=True, help="training.jsonl, one line per step")
     parser.add_argument("--manifest", type=Path, required=True)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from kdag import cli
-from kdag.manifest import sha256_file, write_json
+from kdag.manifest import read_json, sha256_file, write_json
 
 
 def arguments():
@@ -27,7 +27,7 @@ def main(args):
     from kdag.teacher_cache import TeacherCache, answer_states
 
     frame = read_rows(args.heldout)
-    cache = TeacherCache(args.cache, "heldout", frame)
+    cache = TeacherCache(args.cache, "heldout", frame, read_json(args.heldout.parent / "manifest.json"))
     vocabulary = len(cache.head)
 
     def states_and_head(directory):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from kdag.cli import Progress
 from kdag.errors import UserError
-from kdag.manifest import atomic_path, verify_files
+from kdag.manifest import atomic_path, sha256_file, verify_files
 from kdag.models import check_head, device, head_weight, hidden_states, load_model
 
 
@@ -89,10 +89,20 @@ def write_head(model, vocabulary: int, path: Path, dtype: str) -> None:
 class TeacherCache:
     """Random access to one part of a cache, checked against the rows it is used with."""
 
-    def __init__(self, manifest_path: Path, part: str, frame):
-        """frame: the rows as `data.read_rows` gives them. UserError if they are not what was cached."""
+    def __init__(self, manifest_path: Path, part: str, frame, data: dict, teacher: Path | None = None):
+        """frame: the rows as `data.read_rows` gives them; data: the manifest that lies beside them;
+        teacher: the manifest of the teacher that the cache should be of.
+
+        UserError if tokenizer, template, teacher or any row is not what was cached.
+        """
         folder = Path(manifest_path).parent
         manifest = verify_files(manifest_path)
+        rebuild = f"; delete {manifest_path} and run snakemake again to rebuild the cache"
+        for what, key in (("tokenizer", "vocabulary_hash"), ("chat template", "template_hash")):
+            if manifest[key] != data[key]:
+                raise UserError(f"{folder} was made with another {what} than the data of this run{rebuild}")
+        if teacher and manifest["inputs"]["teacher"] != sha256_file(teacher):
+            raise UserError(f"{folder} was made from another teacher or adapter than {teacher}{rebuild}")
         cached, wanted = manifest["row_hashes"][part], frame["row_hash"].tolist()
         if cached != wanted:
             differing = next(
@@ -101,8 +111,7 @@ class TeacherCache:
             )
             raise UserError(
                 f"{folder}: the cached rows are not the rows of this run ({len(cached)} and {len(wanted)}, "
-                f"the first that differs is number {differing}); delete {manifest_path} and run "
-                "snakemake again to rebuild the cache"
+                f"the first that differs is number {differing}){rebuild}"
             )
         self.head = load_file(folder / "head.safetensors")["head"]
         self.shards, self.place = [], []

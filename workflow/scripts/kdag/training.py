@@ -308,7 +308,8 @@ def run_stage(stage: str, args, settings, objective: Objective, teacher: Path | 
     teacher: the manifest of the teacher's cache, or, for an online teacher, of the teacher itself.
     """
     frame = read_rows(args.train)
-    vocabulary = read_json(args.train.parent / "manifest.json")["vocabulary_size"]
+    data = read_json(args.train.parent / "manifest.json")
+    vocabulary = data["vocabulary_size"]
     inputs = {
         "model": sha256_file(args.model.parent / "manifest.json"),
         "data": sha256_file(args.train.parent / "manifest.json"),
@@ -316,8 +317,10 @@ def run_stage(stage: str, args, settings, objective: Objective, teacher: Path | 
     seen = None
     if teacher:
         inputs["teacher"] = sha256_file(teacher)
-        online = settings.teacher_dtype
-        seen = OnlineTeacher(teacher, online, vocabulary) if online else TeacherCache(teacher, "train", frame)
+        if settings.teacher_dtype:
+            seen = OnlineTeacher(teacher, settings.teacher_dtype, vocabulary)
+        else:
+            seen = TeacherCache(teacher, "train", frame, data, args.expect_teacher)
     # A checkpoint is resumed only by the very job that wrote it: same parameters, inputs and code.
     params = settings.model_dump()
     code = {m.__name__: sha256_file(m.__file__) for m in own_modules()}
