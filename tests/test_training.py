@@ -251,6 +251,13 @@ def test_effective_batch_does_not_depend_on_its_split(
     torch.testing.assert_close(trained(model), trained(reference), rtol=1e-3, atol=2e-5)
 
 
+def test_reading_ahead_changes_nothing(tiny_models, frame, cache, tmp_path, monkeypatch):
+    _, log = run(tiny_models, frame, cache, tmp_path / "plain")
+    monkeypatch.setitem(training.READERS, "cpu", 1)
+    _, ahead = run(tiny_models, frame, cache, tmp_path / "ahead")
+    assert [step["loss"] for step in ahead] == [step["loss"] for step in log]
+
+
 def test_fine_tuning_is_the_same_trainer_without_a_teacher(tiny_models, frame, tmp_path):
     _, log = run(tiny_models, frame, None, tmp_path, divergence=None, kl_weight=0.0)
     assert all(step["loss"] == pytest.approx(step["ce"], rel=1e-5) for step in log)
