@@ -37,6 +37,7 @@ rule all:
     default_target: True
     input:
         rules.aggregate.output,
+        rules.write_report.output,
         expand(
             "<results>/eval/{model}/{file}",
             model=MODELS,

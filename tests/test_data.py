@@ -31,7 +31,7 @@ def test_mask_covers_the_answer_and_its_end_token_and_nothing_else(tokenizer):
 
 
 def test_targets_are_shifted_once():
-    assert data.targets([7, 8, 9, 2], [0, 0, 1, 1]) == [-100, 9, 2, -100]
+    assert data.targets([7, 8, 9, 2], [0, 0, 1, 1]).tolist() == [-100, 9, 2, -100]
 
 
 def test_end_token_is_learned_where_padding_equals_it(tokenizer):

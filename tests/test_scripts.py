@@ -132,13 +132,26 @@ def test_mixture_is_refused(finished, paths, tmp_path):
     models = ["teacher", "student-untrained", "rkl-seed0"]
     rows = [{"model": m, "label": m, "role": "student"} for m in models]
     done = finished.script(
-        *("aggregate", "--config", json.dumps({"rows": rows})),
+        *("aggregate", "--config", json.dumps({"rows": rows, "statistics": {}})),
         *("--scores", *(tmp_path / "eval" / m / "scores.json" for m in models)),
         *("--fidelity", *(tmp_path / "eval" / m / "fidelity.json" for m in models[1:])),
-        *("--table", tmp_path / "t.md", "--csv", tmp_path / "t.csv", "--fidelity-csv", tmp_path / "f.csv"),
+        *(
+            part
+            for name in (
+                "table",
+                "csv",
+                "fidelity-csv",
+                "latex",
+                "intervals",
+                "comparisons",
+                "seeds",
+                "verdict",
+            )
+            for part in (f"--{name}", tmp_path / name)
+        ),
         check=False,
     )
     assert done.returncode == 1
     assert "rkl-seed0: dtype is 'bfloat16', for teacher it is 'float32'" in done.stderr
     assert "rkl-seed0: n_prompts is 3, for teacher it is 4" in done.stderr
-    assert not (tmp_path / "t.md").exists()
+    assert not (tmp_path / "table").exists()

@@ -169,11 +169,11 @@ def test_cache_matches_an_unpadded_forward_pass(tiny_models, frame, cache):
     model = models.load_model(tiny_models / "teacher", "float32")
     read = TeacherCache(cache, "train", frame, DATA)
     for index in (0, 11, 23):
-        ids, targets = frame["input_ids"][index], torch.tensor(frame["targets"][index])
+        ids, targets = frame["input_ids"][index], torch.from_numpy(frame["targets"][index])
         with torch.no_grad():
-            hidden = model.model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+            hidden = model.model(input_ids=torch.tensor([ids.tolist()])).last_hidden_state[0]
         torch.testing.assert_close(read.row(index), hidden[targets != -100], rtol=1e-4, atol=1e-4)
-        assert len(read.row(index)) == sum(frame["response_mask"][index])
+        assert len(read.row(index)) == frame["response_mask"][index].sum()
 
 
 def test_cache_takes_two_bytes_per_value_and_eight_per_token_at_most(tiny_models, tokenizer, frame, tmp_path):

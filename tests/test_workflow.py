@@ -16,6 +16,7 @@ from conftest import Project
 ROOT = Path(__file__).parents[1]
 STRATEGIES = ["fkl", "rkl", "skewed-fkl", "skewed-rkl"]
 STUDENTS = ["sft", *STRATEGIES]
+TABLE = {"aggregate": 1, "write_report": 1}
 EVERY_EVALUATION = {"generate": 8, "score": 8}
 FETCHES = ("fetch_dataset", "fetch_nltk_data", "fetch_prompts", "fetch_student", "fetch_teacher")
 
@@ -59,7 +60,7 @@ def test_run_again_from_nothing_gives_the_same_bytes(finished, tmp_path):
     raw = yaml.safe_load(finished.config.read_text())
     (again.folder / "config.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     again.snakemake()
-    for name in ("table.md", "table.csv", "fidelity.csv"):
+    for name in ("table.md", "table.csv", "fidelity.csv", "comparisons.csv", "intervals.csv", "table.tex"):
         assert (again.results / "report" / name).read_bytes() == (
             finished.results / "report" / name
         ).read_bytes(), name
@@ -84,7 +85,15 @@ def of(*strategies, extra=()):
     """The jobs that each strategy's chain and the table take."""
     n = len(strategies)
     return Counter(
-        {"distill": n, "generate": n, "score": n, "measure_fidelity": n, "aggregate": 1, **dict(extra)}
+        {
+            "distill": n,
+            "generate": n,
+            "score": n,
+            "measure_fidelity": n,
+            "aggregate": 1,
+            "write_report": 1,
+            **dict(extra),
+        }
     )
 
 
@@ -124,19 +133,19 @@ def test_add_rename_and_remove_a_strategy(changed):
     rules, wildcards = changed(rename)
     assert rules == of("kl")
     rules, _ = changed(lambda raw: raw["strategies"].pop("rkl"))
-    assert rules == {"aggregate": 1}
+    assert rules == TABLE
 
 
 def test_reordering_strategies_remakes_the_table(changed):
     def reverse(raw):
         raw["strategies"] = dict(reversed(raw["strategies"].items()))
 
-    assert changed(reverse)[0] == {"aggregate": 1}
+    assert changed(reverse)[0] == TABLE
 
 
 def test_an_evaluation_key(changed):
     rules, _ = changed(lambda raw: raw["evaluation"].update(max_new_tokens=10))
-    assert rules == {**EVERY_EVALUATION, "aggregate": 1}
+    assert rules == {**EVERY_EVALUATION, **TABLE}
 
 
 def test_a_distillation_key(changed):
@@ -156,9 +165,24 @@ def test_a_teacher_key_leaves_the_plain_student_alone(changed):
         "score": 5,
         "measure_fidelity": 6,
         "aggregate": 1,
+        "write_report": 1,
     }
     rules, _ = changed(lambda raw: raw["teacher_cache"].update(rows_per_shard=7))
     assert "sft_student" not in rules and rules["cache_teacher"] == 1
+
+
+def test_sweep_is_one_strategy_per_value(changed):
+    def sweep(raw):
+        raw["strategies"]["skewed-fkl"] |= {"skew_lambda": [0.1, 0.3], "temperature": [1, 2]}
+
+    rules, wildcards = changed(sweep)
+    assert rules["distill"] == 4
+    assert any("skewed-fkl-skew_lambda0.3-temperature2" in w for w in wildcards)
+
+
+def test_statistics_touch_the_table_alone(changed):
+    rules, _ = changed(lambda raw: raw.update(statistics={"family": ["untrained"]}))
+    assert rules == TABLE
 
 
 def test_online_teacher_needs_no_cache_of_the_training_rows(changed):
@@ -191,8 +215,15 @@ def test_editing_code_reruns_what_imports_it(finished):
         "score": 5,
         "measure_fidelity": 6,
         "aggregate": 1,
+        "write_report": 1,
     }
-    edit(finished, "kdag/generation.py", '"""', '"""Edited. ', {**EVERY_EVALUATION, "aggregate": 1})
+    edit(
+        finished,
+        "kdag/generation.py",
+        '"""',
+        '"""Edited. ',
+        {**EVERY_EVALUATION, **TABLE},
+    )
     edit(
         finished,
         "kdag/distill_loss.py",
@@ -201,7 +232,7 @@ def test_editing_code_reruns_what_imports_it(finished):
         {"sft_teacher": 1, "cache_teacher": 1, **students, "generate": 6, "score": 6},
     )
     edit(finished, "distill.py", '"""', '"""Edited. ', of(*STRATEGIES))
-    edit(finished, "score_ifeval.py", '"""', '"""Edited. ', {"score": 8, "aggregate": 1})
+    edit(finished, "score_ifeval.py", '"""', '"""Edited. ', {"score": 8, **TABLE})
 
 
 def test_new_import_in_a_script_is_seen(finished):

@@ -1,5 +1,5 @@
 # Needs: the scores of every model and the fidelity of every student.
-# Gives: report/: the table, as Markdown and CSV.
+# Gives: report/: the table and the evidence behind it, and one page that shows all of it.
 
 
 rule aggregate:
@@ -11,8 +11,13 @@ rule aggregate:
             model=["student-untrained", *STUDENTS],
         ),
     output:
-        markdown="<results>/report/table.md",
-        csv="<results>/report/table.csv",
+        markdown=report("<results>/report/table.md", caption="../report/table.rst", category="Report"),
+        csv=report("<results>/report/table.csv", caption="../report/table.rst", category="Report"),
+        latex="<results>/report/table.tex",
+        intervals="<results>/report/intervals.csv",
+        comparisons="<results>/report/comparisons.csv",
+        seeds="<results>/report/seeds.csv",
+        verdict="<results>/report/verdict.md",
         fidelity="<results>/report/fidelity.csv",
     log:
         "<logs>/aggregate.log",
@@ -24,4 +29,35 @@ rule aggregate:
     shell:
         "python {input.code[0]} --config {params.config:q} --scores {input.scores:q}"
         " --fidelity {input.fidelity:q} --table {output.markdown:q} --csv {output.csv:q}"
-        " --fidelity-csv {output.fidelity:q} 2>&1 | tee {log:q}"
+        " --latex {output.latex:q} --intervals {output.intervals:q} --comparisons {output.comparisons:q}"
+        " --seeds {output.seeds:q} --verdict {output.verdict:q} --fidelity-csv {output.fidelity:q}"
+        " 2>&1 | tee {log:q}"
+
+
+rule write_report:
+    input:
+        code=code("write_report"),
+        template="workflow/report/index.html.j2",
+        scores=expand("<results>/eval/{model}/scores.json", model=MODELS),
+        samples=expand("<results>/eval/{model}/samples.jsonl", model=MODELS),
+        fidelity=expand("<results>/eval/{model}/fidelity.json", model=["student-untrained", *STUDENTS]),
+        training=[f"{model_home(model)}/training.jsonl" for model in ["teacher", *STUDENTS]],
+        manifests=[f"{model_home(model)}/manifest.json" for model in ["teacher", *STUDENTS]],
+        intervals="<results>/report/intervals.csv",
+        comparisons="<results>/report/comparisons.csv",
+        verdict="<results>/report/verdict.md",
+    output:
+        html=report("<results>/report/index.html", caption="../report/index.rst", category="Report"),
+    log:
+        "<logs>/write_report.log",
+    localrule: True
+    conda:
+        "../../envs/eval.yaml"
+    params:
+        config=params("write_report"),
+    shell:
+        "python {input.code[0]} --config {params.config:q} --template {input.template:q}"
+        " --scores {input.scores:q} --fidelity {input.fidelity:q} --training {input.training:q}"
+        " --manifests {input.manifests:q} --intervals {input.intervals:q}"
+        " --comparisons {input.comparisons:q} --verdict {input.verdict:q} --output {output.html:q}"
+        " 2>&1 | tee {log:q}"

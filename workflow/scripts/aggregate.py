@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-from kdag import cli, report
+from kdag import cli, comparisons, report
 from kdag.manifest import read_json, write_text
+from kdag.verdict import verdict
 
 
 def arguments():
@@ -14,6 +15,11 @@ def arguments():
     parser.add_argument("--fidelity", type=Path, nargs="+", required=True, help="eval/<model>/fidelity.json")
     parser.add_argument("--table", type=Path, required=True, help="table.md, written")
     parser.add_argument("--csv", type=Path, required=True, help="table.csv, written")
+    parser.add_argument("--latex", type=Path, required=True, help="table.tex, written")
+    parser.add_argument("--intervals", type=Path, required=True, help="intervals.csv, written")
+    parser.add_argument("--comparisons", type=Path, required=True, help="comparisons.csv, written")
+    parser.add_argument("--seeds", type=Path, required=True, help="seeds.csv, written")
+    parser.add_argument("--verdict", type=Path, required=True, help="verdict.md, written")
     parser.add_argument("--fidelity-csv", type=Path, required=True, help="fidelity.csv, written")
     return parser
 
@@ -23,12 +29,29 @@ def main(args):
     scores = {path.parent.name: read_json(path) for path in args.scores}
     fidelity = {path.parent.name: read_json(path) for path in args.fidelity}
     report.refuse_mixture(rows, scores)
+    comparisons.check_same_prompts(rows, scores)
     table = report.accuracy_table(rows, scores)
     closeness = report.fidelity_table(rows, fidelity)
     write_text(args.csv, table.to_csv(index=False))
     write_text(args.fidelity_csv, closeness.to_csv(index=False))
-    first = scores[rows[0]["model"]]
-    write_text(args.table, report.markdown(rows, table, closeness, first))
+    settings = args.config["statistics"]
+    cells = comparisons.intervals(rows, scores, draws=settings["draws"], seed=settings["seed"])
+    tests = comparisons.compare(
+        rows,
+        scores,
+        settings["family"],
+        draws=settings["draws"],
+        seed=settings["seed"],
+        alpha=settings["alpha"],
+    )
+    spread = comparisons.over_seeds(rows, scores)
+    words = verdict(tests, settings["alpha"])
+    write_text(args.intervals, cells.to_csv(index=False))
+    write_text(args.comparisons, tests.to_csv(index=False))
+    write_text(args.seeds, spread.to_csv(index=False))
+    write_text(args.verdict, words)
+    write_text(args.latex, report.latex(rows, table))
+    write_text(args.table, report.markdown(rows, table, cells, spread, closeness, words, scores))
 
 
 if __name__ == "__main__":

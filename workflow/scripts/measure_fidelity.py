@@ -19,10 +19,11 @@ def arguments():
 
 
 def main(args):
+    import numpy as np
     import torch
 
     from kdag import models
-    from kdag.data import read_rows
+    from kdag.data import answer_tokens, read_rows
     from kdag.fidelity import fidelity
     from kdag.teacher_cache import TeacherCache, answer_states
 
@@ -45,7 +46,7 @@ def main(args):
         torch.cat([cache.row(i) for i in range(len(frame))]),
         cache.head.to(models.device()),
         untrained,
-        torch.tensor([t for row in frame["targets"] for t in row if t != -100]),
+        torch.from_numpy(np.concatenate([*map(answer_tokens, frame["targets"])])).long(),
     )
     inputs = {
         "model": sha256_file(args.model.parent / "manifest.json"),

@@ -6,6 +6,7 @@ compares and what a stage script takes with --config.
 """
 
 import difflib
+import itertools
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -225,6 +226,19 @@ class Evaluation(Section):
     dtype: Dtype = "bfloat16"
 
 
+class Statistics(Section):
+    """Which comparisons are made, declared before the results are seen."""
+
+    family: list[Literal["untrained", "sft", "teacher", "strategies"]] = Field(
+        ["untrained", "sft", "teacher", "strategies"],
+        min_length=1,
+        description="every trained student against these, and the strategies among each other",
+    )
+    alpha: Number = Field(0.05, gt=0, lt=1, description="chance of any false finding in the whole family")
+    draws: int = Field(10_000, ge=1000, description="bootstrap draws")
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
 class Config(Section):
     """One experiment."""
 
@@ -240,6 +254,14 @@ class Config(Section):
     distillation: Distillation = Field(default_factory=Distillation)
     strategies: dict[str, Strategy] = Field(min_length=1)
     evaluation: Evaluation = Field(default_factory=Evaluation)
+    statistics: Statistics = Field(default_factory=Statistics)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sweeps(cls, values):
+        if isinstance(values, dict) and isinstance(values.get("strategies"), dict):
+            values = {**values, "strategies": expand_sweeps(values["strategies"])}
+        return values
 
     @model_validator(mode="after")
     def _names_and_overrides(self):
@@ -261,6 +283,26 @@ class Config(Section):
 
     def distillation_of(self, strategy: str) -> Distillation:
         return Distillation(**self.distillation.model_dump() | self.strategies[strategy].overrides())
+
+
+def expand_sweeps(strategies: dict) -> dict:
+    """Every list among a strategy's values becomes one strategy per combination, named by the values.
+
+    {"s": {"divergence": "skewed-fkl", "skew_lambda": [0.1, 0.3]}} gives s-skew_lambda0.1 and
+    s-skew_lambda0.3. lora_target_modules is a list by nature and not swept.
+    """
+    expanded = {}
+    for name, strategy in strategies.items():
+        swept = {}
+        if isinstance(strategy, dict):
+            swept = {k: v for k, v in strategy.items() if isinstance(v, list) and k != "lora_target_modules"}
+        for values in itertools.product(*swept.values()):
+            chosen = dict(zip(swept, values, strict=True))
+            full = "-".join([str(name), *(f"{key}{value}" for key, value in chosen.items())])
+            if full in expanded:
+                raise ValueError(f"strategies: the name {full!r} is given twice")
+            expanded[full] = {**strategy, **chosen} if swept else strategy
+    return expanded
 
 
 def load_config(raw: dict) -> Config:
@@ -344,7 +386,11 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
         case "measure_fidelity":
             return {"dtype": config.evaluation.dtype}
         case "aggregate":
-            return {"rows": table_rows(config)}
+            return {"rows": table_rows(config), "statistics": config.statistics.model_dump()}
+        case "write_report":
+            resolved = {name: stage_params(config, "distill", strategy=name) for name in config.strategies}
+            shown = config.model_dump(by_alias=True, exclude_none=True) | {"strategies": resolved}
+            return {"rows": table_rows(config), "configuration": shown}
     raise ValueError(f"no stage is called {stage!r}")
 
 

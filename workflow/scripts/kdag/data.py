@@ -5,6 +5,7 @@ The one place that decides which tokens a model learns from: the answer and the 
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from kdag.errors import UserError
@@ -118,8 +119,8 @@ def subset(rows, tokenizer, end_ids, *, fields: Fields, train_rows, heldout_rows
             {
                 "row": number,
                 "row_hash": sha256_json([ids, mask]),
-                "input_ids": ids,
-                "response_mask": mask,
+                "input_ids": np.array(ids, dtype=np.int32),
+                "response_mask": np.array(mask, dtype=np.int8),
                 "prompt": conversation[0]["content"],
                 "response": conversation[1]["content"],
             }
@@ -130,24 +131,27 @@ def subset(rows, tokenizer, end_ids, *, fields: Fields, train_rows, heldout_rows
         report[part] = {
             "rows": len(kept),
             "tokens": sum(len(row["input_ids"]) for row in kept),
-            "answer_tokens": sum(sum(row["response_mask"]) for row in kept),
+            "answer_tokens": int(sum(row["response_mask"].sum() for row in kept)),
         }
     return pd.DataFrame(parts["train"]), pd.DataFrame(parts["heldout"]), report
 
 
-def targets(input_ids: list[int], response_mask: list[int]) -> list[int]:
+def targets(input_ids, response_mask) -> np.ndarray:
     """The token to predict at each position, -100 where there is none to learn: the one shift."""
-    following = zip(input_ids[1:], response_mask[1:], strict=True)
-    return [token if learn else -100 for token, learn in following] + [-100]
+    following = np.where(np.asarray(response_mask[1:]) == 1, np.asarray(input_ids[1:]), -100)
+    return np.append(following, -100).astype(np.int32)
+
+
+def answer_tokens(row_targets: np.ndarray) -> np.ndarray:
+    """The targets that are learned, in order: what a row's block in the teacher's cache predicts."""
+    return row_targets[row_targets != -100]
 
 
 def read_rows(path) -> pd.DataFrame:
-    """A subset that `subset` wrote, with its `targets` added."""
-    frame = pd.read_parquet(path)
-    frame["input_ids"] = [list(map(int, ids)) for ids in frame["input_ids"]]
-    frame["targets"] = [
-        targets(ids, list(mask)) for ids, mask in zip(frame["input_ids"], frame["response_mask"], strict=True)
-    ]
+    """What `subset` wrote, without the texts and with the `targets`; small-integer arrays."""
+    frame = pd.read_parquet(path, columns=["row_hash", "input_ids", "response_mask"])
+    pairs = zip(frame["input_ids"], frame["response_mask"], strict=True)
+    frame["targets"] = [targets(ids, mask) for ids, mask in pairs]
     return frame
 
 

@@ -148,8 +148,8 @@ def write_manifest(path: Path, *, stage: str, params: dict, inputs: dict, output
     return manifest
 
 
-def verify_files(manifest_path: Path, prefix: str = "") -> dict:
-    """Read a manifest and check every file it lists (below `prefix`) by size and hash.
+def verify_files(manifest_path: Path, prefixes: tuple[str, ...] = ("",)) -> dict:
+    """Read a manifest and check every file it lists (whose name begins so) by size and hash.
 
     Raises UserError naming the damaged file and the way to rebuild it.
     """
@@ -158,7 +158,7 @@ def verify_files(manifest_path: Path, prefix: str = "") -> dict:
     if not isinstance(manifest, dict) or "files" not in manifest:
         raise UserError(f"{manifest_path} is not a manifest. Delete it and run snakemake again.")
     for name, expected in manifest["files"].items():
-        if not name.startswith(prefix):
+        if not name.startswith(prefixes):
             continue
         file = manifest_path.parent / name
         if not file.is_file():

@@ -53,28 +53,68 @@ def fidelity_table(rows: list[dict], fidelity: dict[str, dict]) -> pd.DataFrame:
     )
 
 
-def markdown(rows, table: pd.DataFrame, closeness: pd.DataFrame, scores: dict) -> str:
+def best(rows: list[dict], table: pd.DataFrame, metric: str) -> set[int]:
+    """The lines of the best trained students of a column; several where they tie."""
     students = [i for i, row in enumerate(rows) if row["role"] == "student"]
+    return {i for i in students if table[metric][i] == table.loc[students, metric].max()}
+
+
+def bold(rows, table: pd.DataFrame, mark: str) -> pd.DataFrame:
+    """The accuracies as text, the best trained student of a column set in `mark`."""
     cells = table[["model", *METRICS]].copy().astype(object)
     for metric in METRICS:
-        best = table.loc[students, metric].max()
+        top = best(rows, table, metric)
         cells[metric] = [
-            f"**{value:.4f}**" if i in students and value == best else f"{value:.4f}"
-            for i, value in enumerate(table[metric])
+            mark.format(f"{v:.4f}") if i in top else f"{v:.4f}" for i, v in enumerate(table[metric])
         ]
-    shown = ["forward_kl", "forward_kl_ratio", "reverse_kl", "total_variation", "top1_agreement"]
-    near = closeness[["model", *shown]].round(4)
-    return "\n".join(
-        [
-            cells.to_markdown(index=False, disable_numparse=True),
-            "",
-            f"{scores['n_prompts']} prompts, {scores['n_instructions']} instructions, the same for every "
-            "row. Bold: the best trained student of a column.",
-            "",
-            f"Held-out fidelity to the fine-tuned teacher, per answer token ({closeness['tokens'][0]} tokens "
-            f"of {closeness['rows'][0]} rows), in nats; forward_kl_ratio: relative to the untrained student.",
-            "",
-            near.to_markdown(index=False, floatfmt=".4f"),
-            "",
-        ]
+    return cells
+
+
+def latex(rows, table: pd.DataFrame) -> str:
+    """The table for a paper; needs no package but the standard ones."""
+    cells = bold(rows, table, r"\textbf{{{}}}")
+    cells.columns = [name.removesuffix("_accuracy").replace("_", " ") for name in cells.columns]
+    lines = [" & ".join(cells.columns) + r" \\", r"\hline"]
+    lines += [" & ".join(row) + r" \\" for row in cells.astype(str).itertuples(index=False)]
+    body = "\n".join(lines).replace("_", r"\_").replace("%", r"\%")
+    return "\\begin{tabular}{lrrrr}\n" + body + "\n\\end{tabular}\n"
+
+
+def interval_table(rows: list[dict], cells: pd.DataFrame) -> pd.DataFrame:
+    """The 95 % interval of every cell of the table, as text."""
+    text = {
+        (cell["model"], cell["metric"]): f"{cell['low']:.4f} to {cell['high']:.4f}"
+        for cell in cells.to_dict("records")
+    }
+    return pd.DataFrame(
+        {"model": row["label"], **{metric: text[row["model"], metric] for metric in METRICS}} for row in rows
     )
+
+
+def markdown(rows, table, cells, spread, closeness, words: str, scores: dict[str, dict]) -> str:
+    """table.md: the table, its intervals, the verdict, the fidelity, and what a reader must know."""
+    first = scores[rows[0]["model"]]
+    generation = first.get("generation") or {}
+    shown = ["forward_kl", "forward_kl_ratio", "reverse_kl", "total_variation", "top1_agreement"]
+    parts = [
+        bold(rows, table, "**{}**").to_markdown(index=False, disable_numparse=True),
+        f"{first['n_prompts']} prompts, {first['n_instructions']} instructions, the same for every row, "
+        f"answered greedily with at most {generation.get('max_new_tokens')} tokens in "
+        f"{generation.get('dtype')}. Bold: the best trained student of a column, "
+        "which says nothing about a difference; the verdict does.",
+        "95 % intervals: Wilson for prompts; bootstrap over prompts for instructions, which share a prompt.",
+        interval_table(rows, cells).to_markdown(index=False, disable_numparse=True),
+        words.strip(),
+    ]
+    if spread["seeds"].max() > 1:
+        seeds = spread[spread["metric"] == METRICS[0]].drop(columns=["metric", "seeds"])
+        parts += [
+            f"Over training seeds, {METRICS[0]}; sd is between seeds, on the same prompts.",
+            seeds.to_markdown(index=False, floatfmt=".4f"),
+        ]
+    parts += [
+        f"Held-out fidelity to the fine-tuned teacher, per answer token ({closeness['tokens'][0]} tokens of "
+        f"{closeness['rows'][0]} rows), in nats; forward_kl_ratio: relative to the untrained student.",
+        closeness[["model", *shown]].to_markdown(index=False, floatfmt=".4f"),
+    ]
+    return "\n\n".join(parts) + "\n"

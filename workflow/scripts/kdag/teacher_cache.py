@@ -13,11 +13,13 @@ Position i of a row's block is the hidden state that predicts the row's i-th ans
 import logging
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from kdag.cli import Progress
+from kdag.data import answer_tokens
 from kdag.errors import UserError
 from kdag.manifest import atomic_path, sha256_file, verify_files
 from kdag.models import check_head, device, head_weight, hidden_states, load_model
@@ -34,10 +36,12 @@ def batches_by_length(lengths: list[int], batch_tokens: int) -> list[list[int]]:
     return [*batches, current] if current else batches
 
 
-def pad(rows: list[list[int]], value: int) -> torch.Tensor:
+def pad(rows: list[np.ndarray], value: int) -> torch.Tensor:
     """Right-padded [B, L] int64."""
-    longest = max(map(len, rows))
-    return torch.tensor([row + [value] * (longest - len(row)) for row in rows])
+    padded = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
+    for line, row in zip(padded, rows, strict=True):
+        line[: len(row)] = row
+    return torch.from_numpy(padded)
 
 
 @torch.no_grad()
@@ -48,10 +52,10 @@ def answer_states(model, frame, batch_tokens: int, unit: str):
     for batch in batches_by_length([len(row) for row in ids], batch_tokens):
         rows = [ids[i] for i in batch]
         input_ids = pad(rows, 0).to(device())
-        mask = pad([[1] * len(row) for row in rows], 0).to(device())
+        mask = pad([np.ones(len(row)) for row in rows], 0).to(device())
         hidden = hidden_states(model, input_ids, mask)
         for position, index in enumerate(batch):
-            learn = torch.tensor(targets[index], device=hidden.device) != -100
+            learn = torch.from_numpy(targets[index] != -100).to(hidden.device)
             yield index, hidden[position, : len(learn)][learn]
         done += len(batch)
         progress.update(done)
@@ -67,13 +71,12 @@ def write_part(
         blocks: list[torch.Tensor] = [None] * len(rows)
         for index, hidden in answer_states(model, rows, batch_tokens, f"{unit}, shard {shard}"):
             blocks[index] = hidden.to(getattr(torch, dtype)).cpu()
-        targets = [[t for t in row if t != -100] for row in rows["targets"]]
         offsets = torch.tensor([0, *map(len, blocks)]).cumsum(0)
         with atomic_path(folder / f"shard-{shard:05d}.safetensors") as path:
             save_file(
                 {
                     "hidden": torch.cat(blocks),
-                    "targets": torch.tensor(sum(targets, []), dtype=torch.int32),
+                    "targets": torch.from_numpy(np.concatenate([*map(answer_tokens, rows["targets"])])),
                     "offsets": offsets,
                 },
                 path,
@@ -96,7 +99,7 @@ class TeacherCache:
         UserError if tokenizer, template, teacher or any row is not what was cached.
         """
         folder = Path(manifest_path).parent
-        manifest = verify_files(manifest_path)
+        manifest = verify_files(manifest_path, (f"{part}/", "head."))
         rebuild = f"; delete {manifest_path} and run snakemake again to rebuild the cache"
         for what, key in (("tokenizer", "vocabulary_hash"), ("chat template", "template_hash")):
             if manifest[key] != data[key]:
@@ -118,11 +121,11 @@ class TeacherCache:
         for number, path in enumerate(sorted((folder / part).glob("shard-*.safetensors"))):
             file = safe_open(path, "pt")
             offsets = file.get_tensor("offsets").tolist()
-            stored = file.get_tensor("targets").tolist()
+            stored = file.get_tensor("targets").numpy()
             first = len(self.place)
             rows = zip(offsets[:-1], offsets[1:], frame["targets"].iloc[first:], strict=False)
             for start, end, targets in rows:
-                if stored[start:end] != [t for t in targets if t != -100]:
+                if not np.array_equal(stored[start:end], answer_tokens(targets)):
                     raise UserError(f"{path}: row {len(self.place)} has other target tokens than the data")
                 self.place.append((number, start, end))
             self.shards.append(file.get_slice("hidden"))
@@ -140,7 +143,7 @@ class OnlineTeacher:
     """The live teacher in the place of its cache: the same states, computed anew for every batch."""
 
     def __init__(self, manifest_path: Path, dtype: str, vocabulary: int):
-        verify_files(manifest_path, prefix="model/")
+        verify_files(manifest_path, ("model/",))
         self.model = load_model(Path(manifest_path).parent / "model", dtype)
         check_head(self.model, vocabulary)
         self.head = head_weight(self.model, vocabulary).detach()

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
@@ -20,7 +21,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from kdag import models
 from kdag.cli import clock
-from kdag.data import read_rows
+from kdag.data import answer_tokens, read_rows
 from kdag.distill_loss import distill_loss
 from kdag.errors import UserError
 from kdag.manifest import (
@@ -75,7 +76,7 @@ def collate(rows: list[dict]) -> dict:
     targets = pad([row["targets"] for row in rows], -100)
     batch = {
         "input_ids": pad([row["input_ids"] for row in rows], 0),
-        "attention_mask": pad([[1] * len(row["input_ids"]) for row in rows], 0),
+        "attention_mask": pad([np.ones(len(row["input_ids"])) for row in rows], 0),
         "labels": targets,
         "shift_labels": targets,
         "rows": torch.tensor([row["row"] for row in rows]),
@@ -244,7 +245,7 @@ def train(model, frame, *, settings, objective: Objective, teacher, vocabulary: 
     logging.info(
         "%d rows, %d answer tokens, %.2f M of %.1f M weights trained",
         len(frame),
-        sum(t != -100 for row in frame["targets"] for t in row),
+        sum(len(answer_tokens(row)) for row in frame["targets"]),
         trainable / 1e6,
         sum(p.numel() for p in model.parameters()) / 1e6,
     )
@@ -262,6 +263,7 @@ def train(model, frame, *, settings, objective: Objective, teacher, vocabulary: 
         use_cpu=models.device().type == "cpu",
         remove_unused_columns=False,
         logging_steps=1,
+        logging_nan_inf_filter=False,
         save_strategy="no",
         save_total_limit=1,
         report_to="none",

@@ -1,0 +1,122 @@
+"""The page of the report: whole, offline, and proof against what a data set or a model writes."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from kdag.config import load_config, stage_params
+
+ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)> & 'quotes' \u2028"
+
+
+@pytest.fixture(scope="module")
+def page(finished, tmp_path_factory):
+    """The finished experiment's page, made anew from answers that hold HTML."""
+    import yaml
+
+    folder = tmp_path_factory.mktemp("report") / "tiny"
+    shutil.copytree(finished.results, folder)
+    for file in folder.glob("eval/*/samples.jsonl"):
+        samples = [json.loads(line) for line in file.read_text().split("\n") if line]
+        for sample in samples:
+            sample["response"] = sample["prompt"] = ATTACK
+        file.write_text("".join(json.dumps(s) + "\n" for s in samples))
+    raw = yaml.safe_load(finished.config.read_text())
+    for source in (raw["data"], raw["teacher"], raw["student"], raw["evaluation"]["prompts"]):
+        source["path"] = str(finished.folder / source["path"])
+    config = stage_params(load_config(raw), "write_report")
+    homes = [folder / "teacher", *sorted(folder.glob("students/*/seed0"))]
+    finished.script(
+        *("write_report", "--config", json.dumps(config), "--template", "workflow/report/index.html.j2"),
+        *("--scores", *sorted(folder.glob("eval/*/scores.json"))),
+        *("--fidelity", *sorted(folder.glob("eval/*/fidelity.json"))),
+        *("--training", *(home / "training.jsonl" for home in homes)),
+        *("--manifests", *(home / "manifest.json" for home in homes)),
+        *("--intervals", folder / "report" / "intervals.csv"),
+        *("--comparisons", folder / "report" / "comparisons.csv"),
+        *("--verdict", folder / "report" / "verdict.md"),
+        *("--output", folder / "report" / "index.html"),
+    )
+    return folder / "report" / "index.html"
+
+
+def test_text_of_data_and_models_is_shown_as_text(page):
+    html = page.read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "<script" not in html and "<img" not in html
+
+
+def test_page_needs_nothing_from_elsewhere(page):
+    html = page.read_text()
+    assert not re.search(r"""(src|href)=["'](?!#)""", html)
+    assert "url(http" not in html and "@import" not in html
+
+
+def test_page_holds_all_of_the_evidence(page):
+    html = page.read_text()
+    for section in ("verdict", "table", "tests", "fidelity", "training", "types", "samples", "run"):
+        assert f'<h2 id="{section}">' in html
+    assert html.count("<svg") == 4
+    for text in (
+        "teacher, untrained",
+        "student - skewed-rkl",
+        "temperature_squared",
+        "transformers",
+        "max_new_tokens",
+    ):
+        assert text in html
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(ids) == len(set(ids)), "ids of two figures meet"
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_in_a_browser(page, tmp_path, width, scheme):
+    """Nothing is wider than the window, and the page follows the reader's colour scheme."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not browser:
+        pytest.skip("chromium is not installed")
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f"""<iframe id=f src="{page.as_uri()}" style="width:{width}px;height:900px;border:0"></iframe>
+        <script>onload = () => {{ const d = f.contentDocument; document.title = JSON.stringify({{
+        wide: d.documentElement.scrollWidth, dark: f.contentWindow.getComputedStyle(d.body).backgroundColor
+        }}); document.body.dataset.seen = document.title }}</script>"""
+    )
+    done = subprocess.run(
+        [
+            *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+            *("--allow-file-access-from-files", f"--user-data-dir={tmp_path / 'profile'}"),
+            f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}",
+            *("--virtual-time-budget=4000", "--dump-dom", frame.as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    seen = json.loads(re.search(r'data-seen="([^"]+)"', done.stdout)[1].replace("&quot;", '"'))
+    assert seen["wide"] <= width
+    assert seen["dark"] == ("rgb(20, 24, 28)" if scheme == "dark" else "rgb(255, 255, 255)")
+
+
+def test_snakemakes_own_report(finished, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--report", str(tmp_path / "report.zip")],
+        cwd=finished.folder,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "report.zip").stat().st_size > 10_000
+
+
+def test_captions_exist():
+    for name in re.findall(r'caption="\.\./(report/\S+)"', (ROOT / "workflow/rules/results.smk").read_text()):
+        assert (ROOT / "workflow" / name).is_file()

@@ -1,0 +1,64 @@
+"""Write report/index.html: the experiment on one page that works offline and without a script."""
+
+import json
+import logging
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from kdag import cli, html_report
+from kdag.manifest import read_json, read_jsonl, write_text
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    parser.add_argument("--config", type=json.loads, required=True, help="rows and resolved configuration")
+    parser.add_argument("--template", type=Path, required=True, help="index.html.j2")
+    parser.add_argument("--scores", type=Path, nargs="+", required=True, help="eval/<model>/scores.json")
+    parser.add_argument("--fidelity", type=Path, nargs="+", required=True, help="eval/<model>/fidelity.json")
+    parser.add_argument("--training", type=Path, nargs="+", required=True, help="training.jsonl of each")
+    parser.add_argument("--manifests", type=Path, nargs="+", required=True, help="manifest.json of each")
+    parser.add_argument("--intervals", type=Path, required=True)
+    parser.add_argument("--comparisons", type=Path, required=True)
+    parser.add_argument("--verdict", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="index.html, written")
+    return parser
+
+
+def main(args):
+    rows, configuration = args.config["rows"], args.config["configuration"]
+    scores = {path.parent.name: read_json(path) for path in args.scores}
+    manifest = read_json(args.manifests[0])
+    # Snakemake writes the benchmarks when a job is done; a stage that ran by hand has none.
+    results = args.output.parents[1]
+    benchmarks = sorted((results / "benchmarks").rglob("*.tsv"))
+    page = html_report.render(
+        args.template,
+        experiment=configuration["experiment"],
+        rows=rows,
+        scores=scores,
+        samples={path.parent.name: read_jsonl(path.with_name("samples.jsonl")) for path in args.scores},
+        fidelity={path.parent.name: read_json(path) for path in args.fidelity},
+        logs={log_label(path): read_jsonl(path) for path in args.training},
+        cells=pd.read_csv(args.intervals),
+        comparisons=pd.read_csv(args.comparisons),
+        verdict=html_report.blocks(args.verdict.read_text(encoding="utf-8")),
+        alpha=configuration["statistics"]["alpha"],
+        costs=html_report.costs({str(p.relative_to(results / "benchmarks"))[:-4]: p for p in benchmarks}),
+        generation=json.dumps(scores[rows[0]["model"]]["generation"], indent=2, sort_keys=True),
+        configuration=yaml.safe_dump(configuration, sort_keys=False),
+        versions=json.dumps({"device": manifest["device"], **manifest["versions"]}, indent=2),
+    )
+    write_text(args.output, page)
+    logging.info("%s, %.1f MB", args.output, args.output.stat().st_size / 1e6)
+
+
+def log_label(path: Path) -> str:
+    """teacher, or strategy (seed k)."""
+    home = path.parent
+    return home.name if home.name == "teacher" else f"{home.parent.name} ({home.name})"
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments())
