@@ -8,8 +8,10 @@ import pytest
 import tiny
 import torch
 
+from cache_teacher import encoder
 from kdag import data, models, teacher_cache, training
 from kdag.config import DistillationJob
+from kdag.config import TeacherCache as TeacherCacheSettings
 from kdag.errors import UserError
 from kdag.manifest import write_manifest
 from kdag.teacher_cache import OnlineTeacher, TeacherCache
@@ -39,7 +41,9 @@ def frame(tokenizer, tmp_path_factory) -> pd.DataFrame:
     return data.read_rows(path)
 
 
-def write_cache(folder: Path, frame, model, vocabulary, dtype="float32", rows_per_shard=10) -> Path:
+def write_cache(folder, frame, model, vocabulary, dtype="float32", rows_per_shard=10, **changes) -> Path:
+    settings = TeacherCacheSettings(dtype=dtype, **changes)
+    head = models.head_weight(model, vocabulary).detach()
     teacher_cache.write_part(
         model,
         frame,
@@ -47,7 +51,7 @@ def write_cache(folder: Path, frame, model, vocabulary, dtype="float32", rows_pe
         unit="rows",
         batch_tokens=500,
         rows_per_shard=rows_per_shard,
-        dtype=dtype,
+        encode=encoder(settings.store, head, settings),
     )
     teacher_cache.write_head(model, vocabulary, folder / "head.safetensors", dtype)
     manifest = folder / "manifest.json"
@@ -58,6 +62,7 @@ def write_cache(folder: Path, frame, model, vocabulary, dtype="float32", rows_pe
         inputs={"teacher": "of a teacher"},
         outputs=[folder / "train", folder / "head.safetensors"],
         **DATA,
+        store={"train": settings.store},
         row_hashes={"train": frame["row_hash"].tolist()},
     )
     return manifest
@@ -161,8 +166,8 @@ def test_cached_states_are_the_live_teachers_to_the_last_bit(tiny_models, tokeni
         states = teacher_cache.answer_states(model, part, 500, "rows")
         live |= {start + index: hidden for index, hidden in states}
     for index, hidden in live.items():
-        assert torch.equal(cache.row(index), hidden)
-        assert torch.equal(cache.row(index) @ cache.head.T, hidden @ head.T)
+        assert torch.equal(cache.row(index)["hidden"], hidden)
+        assert torch.equal(cache.row(index)["hidden"] @ cache.head.T, hidden @ head.T)
 
 
 def test_cache_matches_an_unpadded_forward_pass(tiny_models, frame, cache):
@@ -172,8 +177,8 @@ def test_cache_matches_an_unpadded_forward_pass(tiny_models, frame, cache):
         ids, targets = frame["input_ids"][index], torch.from_numpy(frame["targets"][index])
         with torch.no_grad():
             hidden = model.model(input_ids=torch.tensor([ids.tolist()])).last_hidden_state[0]
-        torch.testing.assert_close(read.row(index), hidden[targets != -100], rtol=1e-4, atol=1e-4)
-        assert len(read.row(index)) == frame["response_mask"][index].sum()
+        torch.testing.assert_close(read.row(index)["hidden"], hidden[targets != -100], rtol=1e-4, atol=1e-4)
+        assert len(read.row(index)["hidden"]) == frame["response_mask"][index].sum()
 
 
 def test_cache_takes_two_bytes_per_value_and_eight_per_token_at_most(tiny_models, tokenizer, frame, tmp_path):
@@ -299,6 +304,31 @@ def test_online_teacher_gives_the_losses_of_its_cache(tiny_models, tokenizer, fr
     for one, other in zip(cached, live, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert one["divergence"] == pytest.approx(other["divergence"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [
+        ({"store": "logits"}, 2e-2),
+        ({"store": "hidden-int8"}, 2e-2),
+        ({"store": "topk", "top_k": 400}, 2e-2),
+        ({"store": "topk", "top_k": 400, "tail": "renormalised"}, 2e-2),
+        ({"store": "topk", "top_k": 16}, None),
+    ],
+)
+def test_other_ways_to_store_the_teacher_train_too(
+    tiny_models, tokenizer, frame, cache, tmp_path, changes, tolerance
+):
+    """With all of the vocabulary kept the loss is that of the hidden states; with top-16 it is another."""
+    model = models.load_model(tiny_models / "teacher", "float32")
+    other = write_cache(tmp_path / "cache", frame, model, len(tokenizer), **changes)
+    _, exact = run(tiny_models, frame, cache, tmp_path / "exact")
+    _, log = run(tiny_models, frame, other, tmp_path / "work")
+    if tolerance:
+        assert log[0]["divergence"] == pytest.approx(exact[0]["divergence"], rel=tolerance)
+    else:
+        assert abs(log[0]["divergence"] / exact[0]["divergence"] - 1) > 0.05
+    assert all(step["divergence"] > 0 for step in log)
 
 
 def test_half_written_or_damaged_checkpoint_is_not_used(tmp_path):

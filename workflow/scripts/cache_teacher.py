@@ -33,6 +33,9 @@ def main(args):
     model = models.load_model(args.model, settings.dtype)
     models.check_head(model, vocabulary)
     frames = {part: read_rows(getattr(args, part)) for part in args.parts}
+    head = models.head_weight(model, vocabulary).detach()
+    stored = {part: settings.store if part == "train" else "hidden" for part in frames}
+    encoders = {part: encoder(stored[part], head, settings) for part in frames}
     for part, frame in frames.items():
         with atomic_path(folder / part) as partial:
             write_part(
@@ -42,7 +45,7 @@ def main(args):
                 unit=f"rows of {part}",
                 batch_tokens=settings.batch_tokens,
                 rows_per_shard=settings.rows_per_shard,
-                dtype=settings.dtype,
+                encode=encoders[part],
             )
     write_head(model, vocabulary, folder / "head.safetensors", settings.dtype)
     write_manifest(
@@ -55,11 +58,26 @@ def main(args):
         },
         outputs=[folder / name for name in (*frames, "head.safetensors")],
         row_hashes={part: frame["row_hash"].tolist() for part, frame in frames.items()},
+        store=stored,
         vocabulary_size=vocabulary,
         vocabulary_hash=subset["vocabulary_hash"],
         template_hash=subset["template_hash"],
         device=models.device_name(),
     )
+
+
+def encoder(store: str, head, settings: Settings):
+    """hidden [n, d] -> what is stored of it. Fidelity reads held-out rows as they are."""
+    from kdag.teacher_storage import SCHEMES
+
+    encode = SCHEMES[store].encode
+    match store:
+        case "hidden":
+            return lambda hidden: encode(hidden, head, dtype=settings.dtype)
+        case "topk":
+            exact = head.float()
+            return lambda hidden: encode(hidden, exact, k=settings.top_k, tail=settings.tail)
+    return lambda hidden: encode(hidden, head)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main(args):
     student = untrained if args.model == args.untrained else states_and_head(args.model)
     measures = fidelity(
         *student,
-        torch.cat([cache.row(i) for i in range(len(frame))]),
+        torch.cat([cache.row(i)["hidden"] for i in range(len(frame))]),
         cache.head.to(models.device()),
         untrained,
         torch.from_numpy(np.concatenate([*map(answer_tokens, frame["targets"])])).long(),

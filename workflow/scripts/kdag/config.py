@@ -22,6 +22,8 @@ BASELINES = ("teacher-untrained", "teacher", "student-untrained", "sft")
 
 # YAML 1.1 reads 1e-4 as a string and `--config` hands every value over as one.
 Number = Annotated[float, BeforeValidator(lambda v: float(v) if isinstance(v, str) else v)]
+# Divergences with ln p at tokens that the student likes: without mass there they have no bound.
+MODE_SEEKING = ("rkl", "symmetric-kl", "akl")
 Dtype = Literal["bfloat16", "float16", "float32"]
 
 
@@ -146,6 +148,13 @@ class TeacherCache(Section):
     dtype: Dtype = Field("bfloat16", description="the teacher's weights, arithmetic and what is stored")
     batch_tokens: int = Field(8192, gt=0, description="padded tokens per forward pass")
     rows_per_shard: int = Field(512, gt=0)
+    store: Literal["hidden", "hidden-int8", "topk", "logits"] = Field(
+        "hidden", description="what is stored of a training row; hidden alone is exact and small"
+    )
+    top_k: int = Field(128, gt=0, description="topk: tokens kept per position")
+    tail: Literal["bucket", "renormalised"] = Field(
+        "bucket", description="topk: the other tokens share their mass evenly, or have none"
+    )
 
 
 class Distillation(Training):
@@ -277,6 +286,13 @@ class Config(Section):
                 self.distillation_of(name)
             except ValidationError as error:
                 raise ValueError(f"strategies.{name}: {'; '.join(error_lines(error))}") from error
+        cut = self.teacher_cache.store == "topk" and self.teacher_cache.tail == "renormalised"
+        for name, strategy in self.strategies.items():
+            if cut and strategy.divergence in MODE_SEEKING:
+                raise ValueError(
+                    f"strategies.{name}: {strategy.divergence} asks for the teacher where the student has "
+                    "mass, and teacher_cache.tail renormalised has none there; take bucket, or store: hidden"
+                )
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: each seed once, got {self.seeds}")
         return self

@@ -33,6 +33,7 @@ def distill_loss(
     use_ce=True,
     num_items=None,
     chunk_tokens=None,
+    teacher_logits=None,
 ):
     """Sum over tokens of (1 - w) CE + w T^2 D, divided by num_items -> (loss, metrics).
 
@@ -42,7 +43,9 @@ def distill_loss(
     `temperature_squared`. `use_ce=False` is T^2 D alone; kl_weight = 0 is CE alone and needs no
     teacher. `num_items` is the number of tokens of the whole effective batch, so that micro-batches
     add up; default: the tokens of this call. `chunk_tokens`: rows of logits held at a time; default
-    by the size of the vocabulary.
+    by the size of the vocabulary. `teacher_logits`: where the teacher is stored in another form than
+    its hidden states (teacher_storage.py), the function (stored rows, teacher_head) -> logits [n, V];
+    `teacher_hidden` is then the dict of its stored tensors, the first dimension of each N.
 
     metrics: sums over this call's tokens, in nats, detached, without weights and T^2: `ce_sum`,
     `divergence_sum` (0 where not computed), and their number `tokens`.
@@ -62,7 +65,11 @@ def distill_loss(
     elif teacher_hidden is None or teacher_head is None:
         raise ValueError("a divergence (kl_weight > 0 or use_ce=False) needs a teacher")
     else:
-        check_shapes("teacher", teacher_hidden, teacher_head, targets)
+        if teacher_logits is None:
+            check_shapes("teacher", teacher_hidden, teacher_head, targets)
+        elif any(len(tensor) != len(targets) for tensor in teacher_hidden.values()):
+            lengths = {name: len(tensor) for name, tensor in teacher_hidden.items()}
+            raise ValueError(f"the stored teacher's tensors {lengths} must have {len(targets)} rows")
         if len(student_head) != len(teacher_head):
             raise ValueError(
                 f"student head has {len(student_head)} rows, teacher head {len(teacher_head)}: "
@@ -72,7 +79,7 @@ def distill_loss(
     rows = (targets != IGNORE).nonzero().squeeze(1)
     if len(rows) < len(targets):
         student_hidden, targets = student_hidden[rows], targets[rows]
-        teacher_hidden = None if teacher_hidden is None else teacher_hidden[rows]
+        teacher_hidden = select(teacher_hidden, rows)
     settings = {
         "ce_weight": ce_weight,
         "kl_weight": kl_weight * (temperature**2 if temperature_squared else 1),
@@ -80,10 +87,11 @@ def distill_loss(
         "divergence": value_and_grad(divergence, params),
         "chunk_tokens": chunk_tokens or even_chunks(len(rows), len(student_head)),
         "with_grad": torch.is_grad_enabled(),
+        "teacher_logits": teacher_logits,
     }
     device = student_hidden.device.type
     student_hidden, student_head = same_dtype(student_hidden, student_head)
-    if teacher_hidden is not None:
+    if teacher_hidden is not None and teacher_logits is None:
         teacher_hidden, teacher_head = same_dtype(teacher_hidden.detach(), teacher_head.detach())
     with torch.autocast(device, enabled=False):
         loss, ce_sum, divergence_sum = FusedDistillation.apply(
@@ -91,6 +99,13 @@ def distill_loss(
         )
     metrics = {"ce_sum": ce_sum, "divergence_sum": divergence_sum, "tokens": len(rows)}
     return loss / (max(len(rows), 1) if num_items is None else num_items), metrics
+
+
+def select(stored, rows):
+    """Rows of a tensor or of each of a dict of them; None of None."""
+    if isinstance(stored, dict):
+        return {name: tensor[rows] for name, tensor in stored.items()}
+    return None if stored is None else stored[rows]
 
 
 def check_shapes(side, hidden, head, targets):
@@ -145,7 +160,8 @@ class FusedDistillation(torch.autograd.Function):
         size = min(settings["chunk_tokens"], len(targets))
         logits = scratch("student", (size, len(head)), head)
         teacher_logits = None
-        if teacher_head is not None:
+        decode = settings["teacher_logits"]
+        if teacher_head is not None and decode is None:
             teacher_logits = scratch("teacher", logits.shape, teacher_head)
         block = Block(logits, teacher_logits, settings)
         grad_head = torch.zeros_like(head, dtype=block.dtype) if need_head else None
@@ -154,7 +170,9 @@ class FusedDistillation(torch.autograd.Function):
             rows = slice(start, min(start + size, len(targets)))
             count = rows.stop - rows.start
             torch.mm(hidden[rows], head.t(), out=logits[:count])
-            if teacher_head is not None:
+            if teacher_head is not None and decode:
+                block.teacher_logits = decode(select(teacher_hidden, rows), teacher_head)
+            elif teacher_head is not None:
                 torch.mm(teacher_hidden[rows], teacher_head.t(), out=teacher_logits[:count])
             block.run(targets[rows])
             if need_hidden:

@@ -133,8 +133,7 @@ def seed_bootstrap(
     a, b = _arrays(a, b, ndim=2)
     pairs = [_by_cluster(row, clusters) for row in a - b]
     sums, sizes = np.stack([s for s, _ in pairs], axis=1), pairs[0][1]
-    n_seeds = sums.shape[1]
-    per_seed = _resampled(sums, sizes, draws, seed)
+    n_seeds, per_seed = sums.shape[1], _resampled(sums, sizes, draws, seed)
     weights = np.random.default_rng([seed, 1]).multinomial(n_seeds, [1 / n_seeds] * n_seeds, size=draws)
     drawn = (per_seed * weights).sum(axis=1) / n_seeds
     difference = float(sums.sum() / (n_seeds * sizes.sum()))

@@ -5,6 +5,7 @@ rebuilt from them with the teacher's head, which is stored once. Layout below th
 
     head.safetensors                 "head" [V, d]
     <part>/shard-00000.safetensors   "hidden" [n, d], "targets" [n] int32, "offsets" [rows + 1] int64
+                                     (or the tensors of another scheme of teacher_storage.py)
     manifest.json                    hashes of all of it, row hashes, tokenizer and template hashes
 
 Position i of a row's block is the hidden state that predicts the row's i-th answer token.
@@ -62,22 +63,32 @@ def answer_states(model, frame, batch_tokens: int, unit: str):
 
 
 def write_part(
-    model, frame, folder: Path, *, unit: str, batch_tokens: int, rows_per_shard: int, dtype: str
+    model,
+    frame,
+    folder: Path,
+    *,
+    unit: str,
+    batch_tokens: int,
+    rows_per_shard: int,
+    encode,
 ) -> None:
-    """Write the shards of one part of the data, each whole or absent."""
+    """Write the shards of one part of the data, each whole or absent.
+
+    encode: hidden [n, d] -> {name: tensor [n, ...]}, what is stored of a row's answer positions.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for shard, start in enumerate(range(0, len(frame), rows_per_shard)):
         rows = frame.iloc[start : start + rows_per_shard]
-        blocks: list[torch.Tensor] = [None] * len(rows)
+        blocks: list[dict] = [None] * len(rows)
         for index, hidden in answer_states(model, rows, batch_tokens, f"{unit}, shard {shard}"):
-            blocks[index] = hidden.to(getattr(torch, dtype)).cpu()
-        offsets = torch.tensor([0, *map(len, blocks)]).cumsum(0)
+            blocks[index] = {name: tensor.cpu() for name, tensor in encode(hidden).items()}
+        tokens = [answer_tokens(row) for row in rows["targets"]]
         with atomic_path(folder / f"shard-{shard:05d}.safetensors") as path:
             save_file(
                 {
-                    "hidden": torch.cat(blocks),
-                    "targets": torch.from_numpy(np.concatenate([*map(answer_tokens, rows["targets"])])),
-                    "offsets": offsets,
+                    **{name: torch.cat([block[name] for block in blocks]) for name in blocks[0]},
+                    "targets": torch.from_numpy(np.concatenate(tokens)),
+                    "offsets": torch.tensor([0, *map(len, tokens)]).cumsum(0),
                 },
                 path,
             )
@@ -116,6 +127,7 @@ class TeacherCache:
                 f"{folder}: the cached rows are not the rows of this run ({len(cached)} and {len(wanted)}, "
                 f"the first that differs is number {differing}){rebuild}"
             )
+        self.store = manifest["store"][part]
         self.head = load_file(folder / "head.safetensors")["head"]
         self.shards, self.place = [], []
         for number, path in enumerate(sorted((folder / part).glob("shard-*.safetensors"))):
@@ -128,19 +140,22 @@ class TeacherCache:
                 if not np.array_equal(stored[start:end], answer_tokens(targets)):
                     raise UserError(f"{path}: row {len(self.place)} has other target tokens than the data")
                 self.place.append((number, start, end))
-            self.shards.append(file.get_slice("hidden"))
+            names = set(file.keys()) - {"offsets", "targets"}
+            self.shards.append({name: file.get_slice(name) for name in sorted(names)})
         if len(self.place) != len(frame):
             raise UserError(f"{folder}: {len(self.place)} rows are cached, {len(frame)} are needed")
         logging.info("cache of %d rows in %s verified", len(self.place), folder / part)
 
-    def row(self, index: int) -> torch.Tensor:
-        """Hidden states of row `index` of the frame, [n_i, d]."""
+    def row(self, index: int) -> dict[str, torch.Tensor]:
+        """What is stored of row `index` of the frame, the first dimension of each tensor n_i."""
         shard, start, end = self.place[index]
-        return self.shards[shard][start:end]
+        return {name: tensor[start:end] for name, tensor in self.shards[shard].items()}
 
 
 class OnlineTeacher:
     """The live teacher in the place of its cache: the same states, computed anew for every batch."""
+
+    store = "hidden"
 
     def __init__(self, manifest_path: Path, dtype: str, vocabulary: int):
         verify_files(manifest_path, ("model/",))

@@ -35,6 +35,7 @@ from kdag.manifest import (
     write_text,
 )
 from kdag.teacher_cache import OnlineTeacher, TeacherCache, pad
+from kdag.teacher_storage import SCHEMES
 
 SECONDS_BETWEEN_CHECKPOINTS = 120
 # Processes that read the cache ahead; on a CPU they would take a core from the step.
@@ -54,7 +55,7 @@ class Objective:
 
 
 class Rows(torch.utils.data.Dataset):
-    """The rows of a subset, each with its teacher's hidden states if there is a cache."""
+    """The rows of a subset, each with what the cache holds of its teacher."""
 
     def __init__(self, frame, cache: TeacherCache | None):
         self.ids, self.targets = frame["input_ids"].tolist(), frame["targets"].tolist()
@@ -65,11 +66,12 @@ class Rows(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         row = {"input_ids": self.ids[index], "targets": self.targets[index], "row": index}
-        return row | ({"teacher_hidden": self.cache.row(index)} if self.cache else {})
+        return row | ({"teacher": self.cache.row(index)} if self.cache else {})
 
 
 def collate(rows: list[dict]) -> dict:
-    """Right-padded [B, L] ids, mask and targets; the teacher's states [N, d] in the order of the targets.
+    """Right-padded [B, L] ids, mask and targets; what is stored of the teacher [N, ...] in the order
+    of the targets.
 
     The targets are shifted already, which the Trainer is told by calling them `shift_labels`.
     """
@@ -81,8 +83,9 @@ def collate(rows: list[dict]) -> dict:
         "shift_labels": targets,
         "rows": torch.tensor([row["row"] for row in rows]),
     }
-    if "teacher_hidden" in rows[0]:
-        batch["teacher_hidden"] = torch.cat([row["teacher_hidden"] for row in rows])
+    if "teacher" in rows[0]:
+        names = rows[0]["teacher"]
+        batch["teacher"] = {name: torch.cat([row["teacher"][name] for row in rows]) for name in names}
     return batch
 
 
@@ -130,12 +133,17 @@ class DistillTrainer(Trainer):
         with autocast:
             hidden = models.hidden_states(model, inputs["input_ids"], inputs["attention_mask"])
         if isinstance(self.teacher, OnlineTeacher):
-            inputs["teacher_hidden"] = self.teacher.hidden(inputs, learn)
+            inputs["teacher"] = {"hidden": self.teacher.hidden(inputs, learn)}
+        stored, decode = inputs.get("teacher"), None
+        if self.teacher and self.teacher.store != "hidden":
+            decode = SCHEMES[self.teacher.store].logits
+        elif self.teacher:
+            stored = stored["hidden"]
         objective = self.objective
         loss, metrics = distill_loss(
             hidden[learn].to(self.dtype),
             models.head_weight(model, self.vocabulary).to(self.dtype),
-            inputs.get("teacher_hidden"),
+            stored,
             self.teacher_head,
             inputs["labels"][learn],
             divergence=objective.divergence or "fkl",
@@ -145,6 +153,7 @@ class DistillTrainer(Trainer):
             temperature_squared=objective.temperature_squared,
             use_ce=objective.use_ce,
             num_items=num_items_in_batch,
+            teacher_logits=decode,
         )
         for name in ("ce_sum", "divergence_sum", "tokens"):
             self.sums[name] = self.sums.get(name, 0) + metrics[name]
