@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test lint schema clean
+.PHONY: help install demo test lint schema clean fidelity bench audit
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -33,3 +33,12 @@ schema: install ## write workflow/schemas/config.schema.json anew from config.py
 
 clean: ## delete every result and download
 	rm -rf results/* resources .snakemake
+
+fidelity: install ## what storing less of the teacher costs, measured on the demo: docs/teacher-storage.md
+	$(BIN)/python bench/storage.py
+
+bench: install ## measure speed and memory beside peers and limits, after `make demo` (about 20 minutes)
+	for name in loss step cache growth peers; do $(BIN)/python bench/$$name.py --json results/bench/$$name.json || exit 1; done
+
+audit: install ## make audit TABLE=file.csv [PROMPTS=file.jsonl]: for which prompt counts are a table's values possible?
+	$(BIN)/python workflow/scripts/audit_table.py --table "$(TABLE)" $(if $(PROMPTS),--prompts "$(PROMPTS)")

@@ -49,6 +49,8 @@ def bare(model, frame, batch_tokens):
 
 
 def write(model, frame, folder, settings):
+    import torch
+
     from kdag.teacher_cache import write_part
 
     write_part(
@@ -58,7 +60,7 @@ def write(model, frame, folder, settings):
         unit="rows",
         batch_tokens=settings.batch_tokens,
         rows_per_shard=settings.rows_per_shard,
-        dtype=settings.dtype,
+        encode=lambda hidden: {"hidden": hidden.to(torch.bfloat16)},
     )
 
 
@@ -137,18 +139,19 @@ def measure_reading(figures, frame, megabytes, rounds, folder):
             inputs={},
             outputs=[place / "train", place / "head.safetensors"],
             row_hashes={"train": rows["row_hash"].tolist()},
+            store={"train": "hidden"},
             **hashes,
         )
         begin = common.now()
         cache = teacher_cache.TeacherCache(place / "manifest.json", "train", rows, hashes)
         opened = common.now() - begin
-        held = torch.cat([cache.row(i) for i in range(len(rows))]).split(lengths * repeats)
+        held = torch.cat([cache.row(i)["hidden"] for i in range(len(rows))]).split(lengths * repeats)
         order, speeds, copies, total = list(range(len(rows))), [], [], repeats * sum(lengths) * 2 * width
         for _ in range(rounds + 1):
             random.Random(0).shuffle(order)
             begin = common.now()
             for start in range(0, len(order), BATCH):
-                torch.cat([cache.row(i) for i in order[start : start + BATCH]])
+                torch.cat([cache.row(i)["hidden"] for i in order[start : start + BATCH]])
             speeds.append(total / (common.now() - begin) / 1e9)
             begin = common.now()
             for start in range(0, len(order), BATCH):

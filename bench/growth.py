@@ -132,7 +132,7 @@ def cache_worker(baton, folder, size, rounds, steps):
                 unit="rows",
                 batch_tokens=8192,
                 rows_per_shard=512,
-                dtype="float32",
+                encode=lambda hidden: {"hidden": hidden},
             )
         baton.turn()
     return common.status("VmHWM")

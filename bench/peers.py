@@ -231,8 +231,8 @@ def heldout(model, folder):
         states = dict(answer_states(model, frame, 8192, "rows"))
     hidden = torch.cat([states[i].to(cache.head.dtype).cpu() for i in range(len(frame))])
     head = models.head_weight(model, len(cache.head)).detach()
-    targets = torch.tensor([t for row in frame["targets"] for t in row if t != -100])
-    teacher = torch.cat([cache.row(i) for i in range(len(frame))])
+    targets = torch.tensor([t for row in frame["targets"] for t in row if t != -100]).long()
+    teacher = torch.cat([cache.row(i)["hidden"] for i in range(len(frame))])
     measures = fidelity(hidden, head, teacher, cache.head.to(models.device()), (hidden, head), targets)
     return {name: measures[name] for name in ("forward_kl", "top1_agreement", "tokens")}
 

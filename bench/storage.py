@@ -136,7 +136,7 @@ def read_inputs(args):
     """Teacher's states of the measured tokens and of the others, its head, {label: (states, head)}."""
     frame = read_rows(args.heldout)
     cache = TeacherCache(args.cache, "heldout", frame, read_json(args.heldout.parent / "manifest.json"))
-    hidden = torch.cat([cache.row(i) for i in range(len(frame))])
+    hidden = torch.cat([cache.row(i)["hidden"] for i in range(len(frame))])
     if args.tokens >= len(hidden):
         raise SystemExit(f"--tokens must be below the {len(hidden)} held-out answer tokens")
     chosen = torch.linspace(0, len(hidden) - 1, args.tokens).round().long()
