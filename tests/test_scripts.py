@@ -48,6 +48,18 @@ def test_fetch(finished, tmp_path):
     assert (tmp_path / "model" / "config.json").is_file()
 
 
+@pytest.mark.parametrize(("script", "what"), [("fetch_model", "model"), ("fetch_dataset", "data set")])
+def test_hub_out_of_reach_is_one_line(finished, tmp_path, monkeypatch, script, what):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    source = json.dumps({"source": "hub", "id": "someone/something", "revision": None, "split": "train"})
+    made = ["--output", tmp_path / "out", "--manifest", tmp_path / "manifest.json"]
+    done = finished.script(script, "--config", source, *made, check=False)
+    assert done.returncode == 1
+    assert f"error: {what} someone/something cannot be fetched from the hub" in last_line(done)
+    assert "Traceback" not in done.stderr and not (tmp_path / "manifest.json").exists()
+
+
 def test_subset_by_hand_equals_the_run(finished, paths, tmp_path):
     config = json.dumps({"train_rows": 24, "heldout_rows": 8, "max_tokens": 256})
     finished.script(

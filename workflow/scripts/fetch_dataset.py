@@ -56,11 +56,11 @@ def read_hub(source: dict) -> tuple[list[dict], str]:
     from datasets import load_dataset
     from huggingface_hub import HfApi
 
-    try:
+    from kdag.hub import fetching
+
+    with fetching(f"data set {source['id']}"):
         commit = HfApi().dataset_info(source["id"], revision=source["revision"]).sha
         rows = load_dataset(source["id"], split=source["split"], revision=commit)
-    except (OSError, ValueError) as error:
-        raise UserError(f"data set {source['id']} cannot be fetched from the hub: {error}") from error
     return rows.to_list(), commit
 
 

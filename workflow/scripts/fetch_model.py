@@ -26,12 +26,12 @@ def from_hub(source: dict, output: Path) -> str:
     """Download beside the output, where an interrupted download goes on. Returns the commit."""
     from huggingface_hub import HfApi, snapshot_download
 
+    from kdag.hub import fetching
+
     download = output.with_name(f".{output.name}.download")
-    try:
+    with fetching(f"model {source['id']}"):
         commit = HfApi().model_info(source["id"], revision=source["revision"]).sha
         snapshot_download(source["id"], revision=commit, local_dir=download, allow_patterns=WANTED)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model {source['id']} cannot be fetched from the hub: {error}") from error
     shutil.rmtree(download / ".cache", ignore_errors=True)
     download.rename(output)
     return commit
