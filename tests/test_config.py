@@ -7,9 +7,10 @@ import pytest
 import tiny
 import yaml
 
-from kdag.config import Config, load_config, model_ids, stage_params
+from kdag.config import Config, load_config
 from kdag.errors import UserError
 from kdag.manifest import canonical_json
+from kdag.stages import model_ids, stage_params
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,7 +9,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-from kdag.config import load_config, stage_params
+from kdag.config import load_config
+from kdag.stages import stage_params
 
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)> & 'quotes' \u2028"
 

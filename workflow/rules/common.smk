@@ -16,9 +16,10 @@ from snakemake.exceptions import WorkflowError
 SCRIPTS = Path(workflow.basedir, "workflow", "scripts")
 sys.path.insert(0, str(SCRIPTS))
 
-from kdag.config import load_config, model_ids, stage_params, student_ids
+from kdag.config import load_config
 from kdag.errors import UserError
 from kdag.manifest import canonical_json, sha256_json
+from kdag.stages import model_ids, stage_params, student_ids
 
 try:
     CONFIG = load_config({k: v for k, v in config.items() if k != "pathvars"})

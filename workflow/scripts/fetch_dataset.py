@@ -1,7 +1,6 @@
 """Fetch the rows of a data set, from a hub, a file or an installed package, and write them as JSON Lines."""
 
 import json
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +8,7 @@ import pandas as pd
 from kdag import cli
 from kdag.errors import UserError
 from kdag.manifest import read_jsonl, sha256_file, write_jsonl, write_manifest
+from kdag.sources import fetching, package_file
 
 
 def arguments():
@@ -17,17 +17,6 @@ def arguments():
     parser.add_argument("--output", type=Path, required=True, help="rows.jsonl")
     parser.add_argument("--manifest", type=Path, required=True)
     return parser
-
-
-def package_file(package: str, file: str) -> Path:
-    """The path of a file that an installed distribution ships; nothing of it is imported."""
-    try:
-        path = Path(distribution(package).locate_file(file))
-    except PackageNotFoundError as error:
-        raise UserError(f"the package {package} is not installed; pip install {package}") from error
-    if not path.is_file():
-        raise UserError(f"the package {package} has no file {file}")
-    return path
 
 
 def read_file(path: Path) -> list[dict]:
@@ -55,8 +44,6 @@ def read_hub(source: dict) -> tuple[list[dict], str]:
     """Rows and the commit they were read at."""
     from datasets import load_dataset
     from huggingface_hub import HfApi
-
-    from kdag.hub import fetching
 
     with fetching(f"data set {source['id']}"):
         commit = HfApi().dataset_info(source["id"], revision=source["revision"]).sha

