@@ -4,6 +4,7 @@
 # MODELS          the ids of all models that are evaluated, in the table's order
 # code(script)    the script and every module of ours that it imports: inputs, so that an edit reruns
 # params(stage)   the stage's part of the configuration as one canonical JSON string
+# needs(stage)    the resources of a job: GPUs, memory, time
 # model_home(id)  the folder with model/ and manifest.json of a model
 import ast
 import os
@@ -65,6 +66,11 @@ def params(stage):
         return canonical_json(stage_params(CONFIG, stage, strategy=strategy, seed=seed))
 
     return of
+
+
+def needs(stage):
+    """What a job of a GPU stage asks for, wherever it runs."""
+    return {"gpu": getattr(CONFIG.resources.gpus, stage)}
 
 
 def fetched(kind, stage):

@@ -19,7 +19,7 @@ rule generate:
         "../../envs/eval.yaml"
     threads: 8
     resources:
-        gpu=1,
+        **needs("generate"),
     params:
         config=params("generate"),
     shell:
@@ -69,7 +69,7 @@ rule measure_fidelity:
         "../../envs/train.yaml"
     threads: 8
     resources:
-        gpu=1,
+        **needs("measure_fidelity"),
     params:
         config=params("measure_fidelity"),
     shell:

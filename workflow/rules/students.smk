@@ -21,7 +21,7 @@ rule sft_student:
         "../../envs/train.yaml"
     threads: 8
     resources:
-        gpu=1,
+        **needs("sft_student"),
     params:
         config=params("sft_student"),
     shell:
@@ -52,7 +52,7 @@ rule distill:
         "../../envs/train.yaml"
     threads: 8
     resources:
-        gpu=1,
+        **needs("distill"),
     params:
         config=params("distill"),
     shell:

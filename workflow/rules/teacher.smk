@@ -21,7 +21,7 @@ rule sft_teacher:
         "../../envs/train.yaml"
     threads: 8
     resources:
-        gpu=1,
+        **needs("sft_teacher"),
     params:
         config=params("sft_teacher"),
     shell:
@@ -50,7 +50,7 @@ rule cache_teacher:
         "../../envs/train.yaml"
     threads: 8
     resources:
-        gpu=1,
+        **needs("cache_teacher"),
     params:
         config=params("cache_teacher"),
         parts=CACHED,

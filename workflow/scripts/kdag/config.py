@@ -248,6 +248,23 @@ class Statistics(Section):
     seed: int = Field(0, ge=0, lt=2**32)
 
 
+class Gpus(Section):
+    """GPUs of one job of each stage; more than one trains data-parallel, at the same effective batch."""
+
+    sft_teacher: int = Field(1, gt=0)
+    cache_teacher: int = Field(1, gt=0)
+    sft_student: int = Field(1, gt=0)
+    distill: int = Field(1, gt=0)
+    generate: int = Field(1, gt=0)
+    measure_fidelity: int = Field(1, gt=0)
+
+
+class Resources(Section):
+    """How the work is spread; no change here runs anything again."""
+
+    gpus: Gpus = Field(default_factory=Gpus)
+
+
 class Config(Section):
     """One experiment."""
 
@@ -264,6 +281,7 @@ class Config(Section):
     strategies: dict[str, Strategy] = Field(min_length=1)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     statistics: Statistics = Field(default_factory=Statistics)
+    resources: Resources = Field(default_factory=Resources)
 
     @model_validator(mode="before")
     @classmethod
