@@ -54,8 +54,8 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
             return {"rows": table_rows(config), "statistics": config.statistics.model_dump()}
         case "write_report":
             resolved = {name: stage_params(config, "distill", strategy=name) for name in config.strategies}
-            shown = config.model_dump(by_alias=True, exclude_none=True, exclude={"resources"}) | {"strategies": resolved}
-            return {"rows": table_rows(config), "configuration": shown}
+            shown = config.model_dump(by_alias=True, exclude_none=True, exclude={"resources"})
+            return {"rows": table_rows(config), "configuration": shown | {"strategies": resolved}}
     raise ValueError(f"no stage is called {stage!r}")
 
 
