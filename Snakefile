@@ -24,6 +24,7 @@ wildcard_constraints:
     strategy="|".join(map(re.escape, CONFIG.strategies)),
     seed=r"\d+",
     model="|".join(map(re.escape, MODELS)),
+    hash="[0-9a-f]{8}",
 
 
 include: "workflow/rules/data.smk"

@@ -45,9 +45,24 @@ class Project:
         shutil.copy(self.config, folder / "config.yaml")
         self.results = folder / "results" / "tiny"
 
-    def snakemake(self, *arguments, timeout=600, check=True) -> subprocess.CompletedProcess:
-        """Run Snakemake in the copy as on a machine without a GPU."""
-        command = [sys.executable, "-m", "snakemake", "--workflow-profile", "profiles/cpu", *arguments]
+    def copy(self, folder: Path) -> "Project":
+        """The project as it stands with its results, to be changed; models and data stay where they are."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        made = Project.__new__(Project)
+        made.folder, made.config, made.results = folder, self.config, folder / "results" / "tiny"
+        return made
+
+    def snakemake(self, *arguments, timeout=600, check=True, prefix=()) -> subprocess.CompletedProcess:
+        """Run Snakemake in the copy as on a machine without a GPU; `prefix`: a command that runs it."""
+        command = [
+            *prefix,
+            sys.executable,
+            "-m",
+            "snakemake",
+            "--workflow-profile",
+            "profiles/cpu",
+            *arguments,
+        ]
         done = subprocess.run(command, cwd=self.folder, timeout=timeout, text=True, capture_output=True)
         if check and done.returncode:
             raise AssertionError(f"snakemake failed:\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}")

@@ -2,6 +2,7 @@
 #
 # CONFIG          the validated configuration (kdag.config.Config)
 # MODELS          the ids of all models that are evaluated, in the table's order
+# TASKS           the names of the tasks beside IFEval
 # code(script)    the script and every module of ours that it imports: inputs, so that an edit reruns
 # params(stage)   the stage's part of the configuration as one canonical JSON string
 # needs(stage)    the resources of a job: GPUs, memory, time
@@ -29,6 +30,7 @@ except UserError as error:
 
 MODELS = model_ids(CONFIG)
 STUDENTS = student_ids(CONFIG)
+TASKS = list(CONFIG.evaluation.tasks)
 
 # `python` in a rule is the one that runs Snakemake, also where its environment is not activated.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.getenv("PATH", "")]))
@@ -62,8 +64,8 @@ def params(stage):
     """A function of the wildcards alone: only then does Snakemake track what it returns."""
 
     def of(wildcards):
-        strategy, seed = wildcards.get("strategy", ""), wildcards.get("seed", 0)
-        return canonical_json(stage_params(CONFIG, stage, strategy=strategy, seed=seed))
+        known = {key: wildcards.get(key) for key in ("strategy", "seed", "task") if key in wildcards.keys()}
+        return canonical_json(stage_params(CONFIG, stage, **known))
 
     return of
 
@@ -79,6 +81,17 @@ def fetched(kind, stage):
     named = source["id"] or source["path"] or source["file"]
     name = re.sub(r"[^A-Za-z0-9.]+", "-", Path(named).stem if source["path"] else Path(named).name)
     return f"resources/{kind}/{name.strip('-')}-{sha256_json(source)[:8]}"
+
+
+def task_home(task):
+    """Where a task's documents lie; like other sources, shared by experiments."""
+    return f"resources/tasks/{task}-{sha256_json(stage_params(CONFIG, 'fetch_task', task=task))[:8]}"
+
+
+def task_files(task):
+    """The user's own files behind a task."""
+    folder = CONFIG.evaluation.tasks[task].path
+    return sorted(str(file) for file in Path(folder).rglob("*") if file.is_file()) if folder else []
 
 
 def local_files(source):

@@ -116,6 +116,25 @@ rule fetch_nltk_data:
         "python {input.code[0]} --output {output.data:q} --manifest {output.manifest:q} 2>&1 | tee {log:q}"
 
 
+rule fetch_task:
+    input:
+        code=code("fetch_task"),
+        files=lambda wildcards: task_files(wildcards.task),
+    output:
+        task=directory("resources/tasks/{task}-{hash}/task"),
+        manifest="resources/tasks/{task}-{hash}/manifest.json",
+    log:
+        "<logs>/fetch_task/{task}-{hash}.log",
+    localrule: True
+    conda:
+        "../../envs/eval.yaml"
+    params:
+        config=params("fetch_task"),
+    shell:
+        "python {input.code[0]} --config {params.config:q} --output {output.task:q}"
+        " --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+
+
 rule subset:
     input:
         code=code("subset"),

@@ -1,5 +1,6 @@
 # Needs: a model (any row of the table), the prompts; for fidelity, the teacher's cache of held-out rows.
-# Gives: eval/<model>/: samples.jsonl (answers), scores.json (IFEval), fidelity.json (students).
+# Gives: eval/<model>/: samples.jsonl (answers), scores.json (IFEval), fidelity.json (students), and the
+#        same of further tasks in <task>/.
 
 
 rule generate:
@@ -76,3 +77,30 @@ rule measure_fidelity:
         "python {input.code[0]} --name fidelity/{wildcards.model} --config {params.config:q}"
         " --model {input.model:q} --untrained {input.untrained:q} --heldout {input.heldout:q}"
         " --cache {input.cache:q} --output {output.fidelity:q} 2>&1 | tee {log:q}"
+
+
+rule evaluate_task:
+    input:
+        code=code("evaluate_task"),
+        fetched=lambda wildcards: f"{task_home(wildcards.task)}/manifest.json",
+        task=ancient(lambda wildcards: f"{task_home(wildcards.task)}/task"),
+        manifest=lambda wildcards: f"{model_home(wildcards.model)}/manifest.json",
+        model=ancient(lambda wildcards: f"{model_home(wildcards.model)}/model"),
+    output:
+        samples="<results>/eval/{model}/{task}/samples.jsonl",
+        scores="<results>/eval/{model}/{task}/scores.json",
+    log:
+        "<logs>/evaluate_task/{model}-{task}.log",
+    benchmark:
+        "<benchmarks>/evaluate_task/{model}-{task}.tsv"
+    conda:
+        "../../envs/eval.yaml"
+    threads: 8
+    resources:
+        **needs("generate"),
+    params:
+        config=params("evaluate_task"),
+    shell:
+        "python {input.code[0]} --name {wildcards.task}/{wildcards.model} --config {params.config:q}"
+        " --model {input.model:q} --task {input.task:q} --fetched {input.fetched:q}"
+        " --output {output.samples:q} --scores {output.scores:q} 2>&1 | tee {log:q}"

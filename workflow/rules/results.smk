@@ -10,6 +10,7 @@ rule aggregate:
             "<results>/eval/{model}/fidelity.json",
             model=["student-untrained", *STUDENTS],
         ),
+        tasks=expand("<results>/eval/{model}/{task}/scores.json", model=MODELS, task=TASKS),
     output:
         markdown=report("<results>/report/table.md", caption="../report/table.rst", category="Report"),
         csv=report("<results>/report/table.csv", caption="../report/table.rst", category="Report"),
@@ -19,6 +20,7 @@ rule aggregate:
         seeds="<results>/report/seeds.csv",
         verdict="<results>/report/verdict.md",
         fidelity="<results>/report/fidelity.csv",
+        tasks="<results>/report/tasks.csv",
     log:
         "<logs>/aggregate.log",
     localrule: True
@@ -28,9 +30,10 @@ rule aggregate:
         config=params("aggregate"),
     shell:
         "python {input.code[0]} --config {params.config:q} --scores {input.scores:q}"
-        " --fidelity {input.fidelity:q} --table {output.markdown:q} --csv {output.csv:q}"
+        " --fidelity {input.fidelity:q} --tasks {input.tasks:q} --table {output.markdown:q} --csv {output.csv:q}"
         " --latex {output.latex:q} --intervals {output.intervals:q} --comparisons {output.comparisons:q}"
         " --seeds {output.seeds:q} --verdict {output.verdict:q} --fidelity-csv {output.fidelity:q}"
+        " --tasks-csv {output.tasks:q}"
         " 2>&1 | tee {log:q}"
 
 
@@ -45,6 +48,7 @@ rule write_report:
         manifests=[f"{model_home(model)}/manifest.json" for model in ["teacher", *STUDENTS]],
         intervals="<results>/report/intervals.csv",
         comparisons="<results>/report/comparisons.csv",
+        tasks="<results>/report/tasks.csv",
         verdict="<results>/report/verdict.md",
     output:
         html=report("<results>/report/index.html", caption="../report/index.rst", category="Report"),
@@ -59,5 +63,5 @@ rule write_report:
         "python {input.code[0]} --config {params.config:q} --template {input.template:q}"
         " --scores {input.scores:q} --fidelity {input.fidelity:q} --training {input.training:q}"
         " --manifests {input.manifests:q} --intervals {input.intervals:q}"
-        " --comparisons {input.comparisons:q} --verdict {input.verdict:q} --output {output.html:q}"
+        " --comparisons {input.comparisons:q} --tasks {input.tasks:q} --verdict {input.verdict:q} --output {output.html:q}"
         " 2>&1 | tee {log:q}"

@@ -10,9 +10,10 @@ from kdag.verdict import verdict
 
 def arguments():
     parser = cli.parser(__doc__)
-    parser.add_argument("--config", type=json.loads, required=True, help='{"rows": [model, label, role]}')
+    parser.add_argument("--config", type=json.loads, required=True, help="rows, tasks and statistics")
     parser.add_argument("--scores", type=Path, nargs="+", required=True, help="eval/<model>/scores.json")
     parser.add_argument("--fidelity", type=Path, nargs="+", required=True, help="eval/<model>/fidelity.json")
+    parser.add_argument("--tasks", type=Path, nargs="*", default=[], help="eval/<model>/<task>/scores.json")
     parser.add_argument("--table", type=Path, required=True, help="table.md, written")
     parser.add_argument("--csv", type=Path, required=True, help="table.csv, written")
     parser.add_argument("--latex", type=Path, required=True, help="table.tex, written")
@@ -21,6 +22,7 @@ def arguments():
     parser.add_argument("--seeds", type=Path, required=True, help="seeds.csv, written")
     parser.add_argument("--verdict", type=Path, required=True, help="verdict.md, written")
     parser.add_argument("--fidelity-csv", type=Path, required=True, help="fidelity.csv, written")
+    parser.add_argument("--tasks-csv", type=Path, required=True, help="tasks.csv, written")
     return parser
 
 
@@ -30,9 +32,16 @@ def main(args):
     fidelity = {path.parent.name: read_json(path) for path in args.fidelity}
     report.refuse_mixture(rows, scores)
     comparisons.check_same_prompts(rows, scores)
+    tasks = {
+        task: {path.parents[1].name: read_json(path) for path in args.tasks if path.parent.name == task}
+        for task in args.config["tasks"]
+    }
+    further = report.task_table(rows, tasks)
     table = report.accuracy_table(rows, scores)
+    table = table.assign(**report.further(rows, further, lambda cell: cell["value"]))
     closeness = report.fidelity_table(rows, fidelity)
     write_text(args.csv, table.to_csv(index=False))
+    write_text(args.tasks_csv, further.to_csv(index=False))
     write_text(args.fidelity_csv, closeness.to_csv(index=False))
     settings = args.config["statistics"]
     cells = comparisons.intervals(rows, scores, draws=settings["draws"], seed=settings["seed"])
@@ -51,7 +60,8 @@ def main(args):
     write_text(args.seeds, spread.to_csv(index=False))
     write_text(args.verdict, words)
     write_text(args.latex, report.latex(rows, table))
-    write_text(args.table, report.markdown(rows, table, cells, spread, closeness, words, scores))
+    text = report.markdown(rows, table, cells, spread, closeness, words, scores, further, tasks)
+    write_text(args.table, text)
 
 
 if __name__ == "__main__":

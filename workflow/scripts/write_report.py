@@ -21,6 +21,7 @@ def arguments():
     parser.add_argument("--manifests", type=Path, nargs="+", required=True, help="manifest.json of each")
     parser.add_argument("--intervals", type=Path, required=True)
     parser.add_argument("--comparisons", type=Path, required=True)
+    parser.add_argument("--tasks", type=Path, required=True, help="tasks.csv")
     parser.add_argument("--verdict", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True, help="index.html, written")
     return parser
@@ -43,6 +44,7 @@ def main(args):
         logs={log_label(path): read_jsonl(path) for path in args.training},
         cells=pd.read_csv(args.intervals),
         comparisons=pd.read_csv(args.comparisons),
+        tasks=pd.read_csv(args.tasks),
         verdict=html_report.blocks(args.verdict.read_text(encoding="utf-8")),
         alpha=configuration["statistics"]["alpha"],
         costs=html_report.costs({str(p.relative_to(results / "benchmarks"))[:-4]: p for p in benchmarks}),

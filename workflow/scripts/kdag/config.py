@@ -147,7 +147,10 @@ class TeacherCache(Section):
 
     dtype: Dtype = Field("bfloat16", description="the teacher's weights, arithmetic and what is stored")
     batch_tokens: int = Field(8192, gt=0, description="padded tokens per forward pass")
-    rows_per_shard: int = Field(512, gt=0)
+    rows_per_shard: int = Field(512, gt=0, description="rows per file")
+    shards: int = Field(
+        1, gt=0, description="jobs that write it side by side, whole files each; the result is the same"
+    )
     store: Literal["hidden", "hidden-int8", "topk", "logits"] = Field(
         "hidden", description="what is stored of a training row; hidden alone is exact and small"
     )
@@ -224,6 +227,21 @@ class Prompts(DataSource):
         return values
 
 
+class Task(Section):
+    """A further task of lm-eval, whose metrics become columns of the table."""
+
+    limit: int | None = Field(None, gt=0, description="the first n documents of each part; null: all")
+    num_fewshot: int | None = Field(None, ge=0, description="worked examples; null: as the task says")
+    chat_template: bool = Field(True, description="false: the task's text as it is")
+    path: str | None = Field(None, description="folder with the YAML of a task that lm-eval does not have")
+
+    @model_validator(mode="after")
+    def _path_is_there(self):
+        if self.path and not Path(self.path).is_dir():
+            raise ValueError(f"no such folder: {self.path}")
+        return self
+
+
 class Evaluation(Section):
     """IFEval, generated greedily and alike for every row of the table."""
 
@@ -233,6 +251,20 @@ class Evaluation(Section):
     batch_size: int = Field(16, gt=0, description="prompts per forward pass; pinned, as bf16 sees it")
     repetition_penalty: Number = Field(1.0, ge=1, le=2, description="1: none")
     dtype: Dtype = "bfloat16"
+    tasks: dict[Annotated[str, Field(pattern=NAME)], Task] = Field(
+        default_factory=dict, description="further tasks, by lm-eval's names, or ifbench"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_tasks(cls, values):
+        """`arc_easy:` alone, and a list of names, mean the defaults."""
+        tasks = values.get("tasks") if isinstance(values, dict) else None
+        if isinstance(tasks, list):
+            tasks = dict.fromkeys(tasks)
+        if isinstance(tasks, dict):
+            values = {**values, "tasks": {k: {} if v is None else v for k, v in tasks.items()}}
+        return values
 
 
 class Statistics(Section):

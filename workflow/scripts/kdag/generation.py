@@ -7,6 +7,7 @@ its end tokens takes effect, and a row that has ended leaves its batch at once.
 
 import importlib.metadata
 import logging
+import math
 import time
 from pathlib import Path
 
@@ -80,11 +81,13 @@ def decode_greedily(
     eos_ids: list[int],
     max_new_tokens: int,
     repetition_penalty: float = 1.0,
+    stopped=lambda answer: False,
     on_step=lambda answers, running: None,
 ) -> tuple[list[list[int]], list[bool]]:
     """Answer one batch of prompts (token ids): (answers without the end token, whether cut off).
 
-    Only ids below `vocabulary` are ever chosen: the rows that pad a head name no token.
+    stopped(answer so far) ends a row whose answer holds a stop string. Only ids below `vocabulary` are
+    ever chosen: the rows that pad a head name no token.
     repetition_penalty is CTRL's, over the tokens of prompt and answer, as in transformers.
     on_step(answers so far, rows still running) is called after each step.
     """
@@ -118,9 +121,12 @@ def decode_greedily(
         chosen = logits.max(-1).indices  # four times as fast as argmax on a CPU
 
         tokens = chosen.tolist()
-        staying = [line for line, token in enumerate(tokens) if token not in eos_ids]
-        for line in staying:
-            answers[running[line]].append(tokens[line])
+        staying = []
+        for line, token in enumerate(tokens):
+            if token not in eos_ids:
+                answers[running[line]].append(token)
+                if not stopped(answers[running[line]]):
+                    staying.append(line)
         if len(staying) < len(running):
             running = [running[line] for line in staying]
             if not running:
@@ -148,7 +154,11 @@ class GreedyLM(HFLM):
             backend="causal",
             batch_size=config["batch_size"],
         )
+        quiet()
         self.answers = {}
+        # The chat template writes every special token there should be; a task without it has none yet.
+        self.special_tokens = not config.get("task", {}).get("chat_template", True)
+        self.dtype_name = config["dtype"]
         self.decoding = {
             "vocabulary": len(tokenizer),
             "eos_ids": end_tokens(model, tokenizer),
@@ -156,24 +166,63 @@ class GreedyLM(HFLM):
             "repetition_penalty": config["repetition_penalty"],
         }
 
+    def settings(self) -> dict:
+        """How every task is answered: what two rows of a table must have in common."""
+        return {
+            "chat_template_sha256": sha256_text(self.tokenizer.chat_template),
+            "decoding": "greedy",
+            "repetition_penalty": self.decoding["repetition_penalty"],
+            "max_new_tokens": self.decoding["max_new_tokens"],
+            "batch_size": self.batch_size,
+            "eos_token_ids": self.decoding["eos_ids"],
+            "vocabulary": self.decoding["vocabulary"],
+            "dtype": self.dtype_name,
+            "device": self.model.device.type,
+            "backend": f"transformers {transformers.__version__}",
+            "attention": self.model.config._attn_implementation,
+            "torch": torch.__version__,
+            "lm_eval": importlib.metadata.version("lm_eval"),
+        }
+
+    def _model_call(self, inps, **kwargs):
+        """Logits of the tokenizer's tokens alone: the rows that pad a head are no answers."""
+        return super()._model_call(inps, **kwargs)[..., : self.decoding["vocabulary"]]
+
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
-        """Answers in the order of `requests`; batches are formed by prompt length, longest first."""
-        unsupported = [request for request in requests if request.args[1].get("until")]
-        if unsupported:
-            raise ValueError(f"stop strings are not supported: {unsupported[0].args[1]['until']}")
-        # The chat template has written every special token there should be.
-        prompts = self.tokenizer([r.args[0] for r in requests], add_special_tokens=False)["input_ids"]
-        self._check_lengths(prompts)
+        """Answers in the order of `requests`, greedy, up to their stop strings."""
+        texts = [""] * len(requests)
+        alike = {}  # requests of one task have its settings; several tasks may come at once
+        for row, request in enumerate(requests):
+            kwargs = request.args[1]
+            cap = min(kwargs.get("max_gen_toks") or math.inf, self.decoding["max_new_tokens"])
+            until = kwargs.get("until") or []
+            until = (until,) if isinstance(until, str) else tuple(until)
+            alike.setdefault((cap, until), []).append(row)
+        for (cap, until), rows in alike.items():
+            for row, text in zip(rows, self._answer([requests[r] for r in rows], cap, until), strict=True):
+                texts[row] = text
+        return texts
+
+    def _answer(self, requests, cap: int, until: tuple[str, ...]) -> list[str]:
+        """Batches are formed by prompt length, longest first."""
+        texts = [request.args[0] for request in requests]
+        prompts = self.tokenizer(texts, add_special_tokens=self.special_tokens)["input_ids"]
+        self._check_lengths(prompts, cap)
         order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-        progress = GenerationProgress(len(prompts), self.decoding["max_new_tokens"])
+        progress = GenerationProgress(len(prompts), cap)
+        decoding = self.decoding | {"max_new_tokens": cap, "on_step": progress.step}
+        if until:
+            # A character is four tokens at most, so the end of an answer is enough to look at.
+            tail = 4 * max(map(len, until))
+            decoding["stopped"] = lambda ids: any(stop in self._text(ids[-tail:]) for stop in until)
         texts = [""] * len(prompts)
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            batch = [prompts[row] for row in rows]
-            answers, cut_off = decode_greedily(self.model, batch, **self.decoding, on_step=progress.step)
+            answers, cut_off = decode_greedily(self.model, [prompts[row] for row in rows], **decoding)
             progress.batch_done(answers)
             for row, ids, cut in zip(rows, answers, cut_off, strict=True):
-                texts[row] = self._text(ids)
+                text = self._text(ids)
+                texts[row] = text[: min((text.find(s) for s in until if s in text), default=None)]
                 key = requests[row].task_name, requests[row].doc_id
                 self.answers[key] = {"n_tokens": len(ids), "cut_off": cut}
         return texts
@@ -181,14 +230,14 @@ class GreedyLM(HFLM):
     def _text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def _check_lengths(self, prompts: list[list[int]]) -> None:
+    def _check_lengths(self, prompts: list[list[int]], cap: int) -> None:
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         longest = max(range(len(prompts)), key=lambda row: len(prompts[row]))
-        needed = len(prompts[longest]) + self.decoding["max_new_tokens"]
+        needed = len(prompts[longest]) + cap
         if limit and needed > limit:
             raise UserError(
                 f"prompt {longest + 1} has {len(prompts[longest])} tokens; with max_new_tokens "
-                f"{self.decoding['max_new_tokens']} that is more than the model's {limit} positions"
+                f"{cap} that is more than the model's {limit} positions"
             )
 
 
@@ -224,6 +273,12 @@ class GenerationProgress:
             )
 
 
+def quiet() -> None:
+    """No warning about a model object handed over, which is what we mean to do, and no bars in the log."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    lm_eval.api.task.tqdm = lambda documents, **_: documents
+
+
 def local_task(name: str, docs: list[dict], max_new_tokens: int) -> dict:
     """lm-eval's own task `name` on our prompts, to be answered only: scoring is another stage's."""
     import datasets
@@ -248,10 +303,6 @@ def generate(
 
     config: max_new_tokens, batch_size, repetition_penalty, dtype (that of the loaded weights).
     """
-    # lm-eval warns about a model object handed over, which is what we mean to do, and draws a
-    # progress bar while it renders the prompts, which would fill the log.
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    lm_eval.api.task.tqdm = lambda documents, **_: documents
     lm = GreedyLM(model, tokenizer, config)
     local = local_task(task, docs, config["max_new_tokens"])
     loaded = TaskManager(include_defaults=False).load([local])
@@ -276,18 +327,6 @@ def generate(
         "task_version": local["metadata"]["version"],
         "prompts_sha256": prompt_set_hash(docs),
         "rendered_prompts_sha256": sha256_json([s["rendered_prompt"] for s in samples]),
-        "chat_template_sha256": sha256_text(tokenizer.chat_template),
-        "decoding": "greedy",
-        "repetition_penalty": config["repetition_penalty"],
-        "max_new_tokens": config["max_new_tokens"],
-        "batch_size": config["batch_size"],
-        "eos_token_ids": lm.decoding["eos_ids"],
-        "vocabulary": lm.decoding["vocabulary"],
-        "dtype": config["dtype"],
-        "device": model.device.type,
-        "backend": f"transformers {transformers.__version__}",
-        "attention": model.config._attn_implementation,
-        "torch": torch.__version__,
-        "lm_eval": importlib.metadata.version("lm_eval"),
+        **lm.settings(),
     }
     return samples, settings

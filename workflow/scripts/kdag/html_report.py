@@ -7,6 +7,7 @@ import pandas as pd
 
 from kdag import figures
 from kdag.comparisons import METRICS, PRIMARY
+from kdag.report import further
 
 SHOWN_PROMPTS = 16
 
@@ -68,7 +69,9 @@ def blocks(markdown: str) -> list[dict]:
     return found
 
 
-def render(template: Path, *, rows, cells, scores, samples, fidelity, logs, comparisons, **values) -> str:
+def render(
+    template: Path, *, rows, cells, scores, samples, fidelity, logs, comparisons, tasks, **values
+) -> str:
     """The page. cells: comparisons.intervals; logs: {label: training log}; comparisons: its data frame."""
     primary = cells[cells["metric"] == PRIMARY].set_index("model")
     order = [row["model"] for row in rows]
@@ -110,6 +113,7 @@ def render(template: Path, *, rows, cells, scores, samples, fidelity, logs, comp
         samples=side_by_side(rows, scores, samples),
         fidelity=fidelity,
         labels=labels,
+        further=further(rows, tasks, dict),
         answers={model: scores[model]["answers"] for model in order},
         comparisons=comparisons[comparisons["metric"] == PRIMARY].to_dict("records"),
         first=scores[order[0]],

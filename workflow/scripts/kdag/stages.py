@@ -13,7 +13,7 @@ def fetch_params(source: Source) -> dict:
     return {key: getattr(source, key) for key in keys}
 
 
-def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str = 0) -> dict:
+def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str = 0, task: str = "") -> dict:
     """The part of the configuration that the result of one job of `stage` depends on."""
     training = {key: getattr(config.distillation, key) for key in Training.model_fields}
     match stage:
@@ -34,7 +34,7 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
         case "sft_teacher":
             return config.teacher_training.model_dump()
         case "cache_teacher":
-            return config.teacher_cache.model_dump()
+            return config.teacher_cache.model_dump(exclude={"shards"})
         case "sft_student":
             return training | {"seed": int(seed)}
         case "distill":
@@ -47,14 +47,21 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
                 teacher_dtype=config.teacher_cache.dtype if config.teacher.online else None,
             ).model_dump()
         case "generate":
-            return config.evaluation.model_dump(exclude={"prompts", "limit"})
+            return config.evaluation.model_dump(exclude={"prompts", "limit", "tasks"})
+        case "fetch_task":
+            return {"name": task, **config.evaluation.tasks[task].model_dump()}
+        case "evaluate_task":
+            settings = config.evaluation.model_dump(exclude={"prompts", "limit", "tasks"})
+            return settings | {"task": stage_params(config, "fetch_task", task=task)}
         case "measure_fidelity":
             return {"dtype": config.evaluation.dtype}
         case "aggregate":
-            return {"rows": table_rows(config), "statistics": config.statistics.model_dump()}
+            shown = {"rows": table_rows(config), "tasks": list(config.evaluation.tasks)}
+            return shown | {"statistics": config.statistics.model_dump()}
         case "write_report":
             resolved = {name: stage_params(config, "distill", strategy=name) for name in config.strategies}
-            shown = config.model_dump(by_alias=True, exclude_none=True, exclude={"resources"})
+            hidden = {"resources": True, "teacher_cache": {"shards"}}
+            shown = config.model_dump(by_alias=True, exclude_none=True, exclude=hidden)
             return {"rows": table_rows(config), "configuration": shown | {"strategies": resolved}}
     raise ValueError(f"no stage is called {stage!r}")
 

@@ -1,0 +1,203 @@
+"""Further tasks: any of lm-eval's by name, here the user's own two, and IFBench where it is installed."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny
+import yaml
+from conftest import Project
+
+from kdag import config, ifbench, report, tasks
+from kdag.errors import UserError
+from kdag.manifest import read_jsonl
+
+SETTINGS = {"max_new_tokens": 12, "batch_size": 3, "repetition_penalty": 1.0, "dtype": "float32"}
+TASK = {"limit": None, "num_fewshot": None, "chat_template": True}
+CHOICE = {
+    "task": "pick",
+    "output_type": "multiple_choice",
+    "doc_to_text": "question",
+    "doc_to_choice": ["red", "blue"],
+    "doc_to_target": "answer",
+    "metric_list": [{"metric": "acc"}],
+    "num_fewshot": 1,
+    "fewshot_split": "train",
+}
+ANSWER = {
+    "task": "say",
+    "output_type": "generate_until",
+    "doc_to_text": "question",
+    "doc_to_target": "answer",
+    "generation_kwargs": {"until": ["e"], "do_sample": False, "max_gen_toks": 5},
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+}
+
+needs_ifbench = pytest.mark.skipif(
+    importlib.util.find_spec("ifbench") is None, reason="the package nvidia-ifbench is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> Path:
+    """A folder with two tasks of one's own and their documents."""
+    folder = tmp_path_factory.mktemp("tasks")
+    tiny.write_jsonl(
+        folder / "docs.jsonl", [{"question": f"{row['instruction']}", "answer": 0} for row in tiny.rows(6)]
+    )
+    data = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"train": str(folder / "docs.jsonl")}}}
+    for task in (CHOICE, ANSWER):
+        text = yaml.safe_dump({**task, **data, "test_split": "train", "metadata": {"version": 1.0}})
+        (folder / f"{task['task']}.yaml").write_text(text)
+    return folder
+
+
+def fetch(name, folder, tmp_path, run, **options) -> tuple[dict, Path]:
+    settings = {"name": name, **TASK, "path": folder and str(folder), **options}
+    home = tmp_path / name
+    run(
+        "fetch_task",
+        "--config",
+        json.dumps(settings),
+        "--output",
+        home / "task",
+        "--manifest",
+        home / "m.json",
+    )
+    return settings, home
+
+
+def evaluate(settings, home, model, run, output, **changes) -> dict:
+    run(
+        *("evaluate_task", "--config", json.dumps({**SETTINGS, **changes, "task": settings})),
+        *("--model", model, "--task", home / "task", "--fetched", home / "m.json"),
+        *("--output", output / "samples.jsonl", "--scores", output / "scores.json"),
+    )
+    return json.loads((output / "scores.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return Project(tmp_path_factory.mktemp("by_hand")).script
+
+
+def test_choices_are_scored_the_same_twice(own, tiny_models, run, tmp_path):
+    settings, home = fetch("pick", own, tmp_path, run)
+    scores = evaluate(settings, home, tiny_models / "student", run, tmp_path / "a")
+    assert 0 <= scores["metrics"]["pick"]["acc"]["value"] <= 1
+    assert scores["metrics"]["pick"]["acc"]["stderr"] is not None
+    assert scores["measured"]["n"] == {"pick": 6} and scores["measured"]["num_fewshot"] == {"pick": 1}
+    evaluate(settings, home, tiny_models / "student", run, tmp_path / "b")
+    for file in ("samples.jsonl", "scores.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_answers_end_at_a_stop_string_and_at_the_task_s_cap(own, tiny_models, run, tmp_path):
+    settings, home = fetch("say", own, tmp_path, run, limit=4)
+    scores = evaluate(settings, home, tiny_models / "student", run, tmp_path)
+    answers = [row["filtered_resps"][0] for row in read_jsonl(tmp_path / "samples.jsonl")]
+    assert len(answers) == 4 and scores["measured"]["n"] == {"say": 4}
+    assert not any("e" in answer for answer in answers)
+
+
+def test_changed_documents_are_refused(own, tiny_models, run, tmp_path):
+    folder = tmp_path / "mine"
+    shutil.copytree(own, folder)
+    docs = folder / "docs.jsonl"
+    for file in folder.glob("*.yaml"):
+        file.write_text(file.read_text().replace(str(own), str(folder)))
+    settings, home = fetch("pick", folder, tmp_path, run)
+    docs.write_text(docs.read_text().replace("Question 0", "Question 9"))
+    done = run(
+        *("evaluate_task", "--config", json.dumps({**SETTINGS, "task": settings})),
+        *("--model", tiny_models / "student", "--task", home / "task", "--fetched", home / "m.json"),
+        *("--output", tmp_path / "s.jsonl", "--scores", tmp_path / "s.json"),
+        check=False,
+    )
+    assert done.returncode and "are not those that were fetched" in done.stderr
+    assert not (tmp_path / "s.json").exists()
+
+
+def test_an_unknown_task_is_one_line(own, run, tmp_path):
+    settings = {"name": "pik", **TASK, "path": str(own)}
+    place = ("--output", tmp_path / "task", "--manifest", tmp_path / "m.json")
+    done = run("fetch_task", "--config", json.dumps(settings), *place, check=False)
+    assert done.returncode and "did you mean `pi" in done.stderr and "Traceback" not in done.stderr
+
+
+def scores_of(value, **measured) -> dict:
+    settings = {"tasks": {"pick": {"version": "1"}}, "n": {"pick": 6}, "num_fewshot": {"pick": 0}}
+    return {
+        "metrics": {"pick": {"acc": {"value": value, "stderr": 0.1}, "f1": {"value": value, "stderr": None}}},
+        "measured": {**settings, "chat_template": True, **measured},
+    }
+
+
+def test_columns_of_a_task_and_the_refusal_of_a_mixture():
+    rows = [{"model": "a", "label": "A"}, {"model": "b", "label": "B"}]
+    table = report.task_table(rows, {"pick": {"a": scores_of(0.5), "b": scores_of(0.25)}})
+    wide = report.further(rows, table, lambda cell: cell["value"])
+    assert wide == {"pick_acc": [0.5, 0.25], "pick_f1": [0.5, 0.25]}
+    shown = report.further(rows, table, report.interval_text)
+    assert shown["pick_acc"][0] == "0.3040 to 0.6960" and shown["pick_f1"] == ["–", "–"]
+    for change in ({"n": {"pick": 5}}, {"dtype": "float16"}, {"chat_template": False}):
+        with pytest.raises(UserError, match=f"b: {next(iter(change))} is"):
+            report.task_table(rows, {"pick": {"a": scores_of(0.5), "b": scores_of(0.5, **change)}})
+
+
+def test_tasks_that_sample_are_refused(own, tmp_path):
+    folder = tmp_path / "sampling"
+    folder.mkdir()
+    text = (own / "say.yaml").read_text().replace("do_sample: false", "do_sample: true")
+    (folder / "say.yaml").write_text(text)
+    with pytest.raises(UserError, match="samples its answers at random"):
+        tasks.load({"name": "say", "path": str(folder), "limit": None}, tmp_path)
+
+
+def test_tasks_in_the_configuration():
+    section = config.Evaluation(tasks=["arc_easy", "ifbench"])
+    assert section == config.Evaluation(tasks={"arc_easy": None, "ifbench": {}})
+    with pytest.raises(ValueError, match="no such folder"):
+        config.Evaluation(tasks={"mine": {"path": "nowhere"}})
+
+
+def test_a_task_becomes_a_column_of_the_table(finished, own, tmp_path):
+    project = finished.copy(tmp_path / "project")
+    raw = yaml.safe_load((project.folder / "config.yaml").read_text())
+    raw["evaluation"]["tasks"] = {"pick": {"path": str(own)}}
+    (project.folder / "config.yaml").write_text(yaml.safe_dump(raw))
+    before = pd.read_csv(project.results / "report" / "table.csv")
+    project.snakemake()
+    after = pd.read_csv(project.results / "report" / "table.csv")
+    assert list(after.columns) == [*before.columns, "pick_acc"]
+    assert after[before.columns].equals(before)
+    text = (project.results / "report" / "table.md").read_text()
+    assert "pick (version 1.0): 6 documents, 1 worked examples, chat template" in text
+    assert "Further tasks" in (project.results / "report" / "index.html").read_text()
+    assert "Nothing to be done" in project.snakemake("-n").stdout
+
+
+@needs_ifbench
+def test_ifbench_answers_are_judged_by_its_own_checkers(tiny_models, run, tmp_path):
+    settings, home = fetch("ifbench", None, tmp_path, run, limit=5)
+    scores = evaluate(settings, home, tiny_models / "student", run, tmp_path)
+    assert set(scores["metrics"]["ifbench"]) == {
+        *(f"{level}_level_{mode}_acc" for level in ("prompt", "inst") for mode in ("strict", "loose"))
+    }
+    assert scores["measured"]["n"] == {"ifbench": 5}
+
+
+@needs_ifbench
+def test_ifbench_knows_right_from_wrong():
+    docs = ifbench.documents(5)
+    assert docs[0]["instruction_id_list"] == ["count:keywords_multiple"]
+    right = " ".join(
+        word
+        for number, count in zip(range(1, 6), (1, 2, 3, 5, 7), strict=True)
+        for word in [docs[0]["kwargs"][0][f"keyword{number}"]] * count
+    )
+    assert ifbench.process_results(docs[0], [right])["prompt_level_strict_acc"]
+    assert not ifbench.process_results(docs[0], ["kaleidoscope"])["prompt_level_loose_acc"]

@@ -1,0 +1,35 @@
+"""Answer and score one lm-eval task with one model, offline, under the settings of every other row."""
+
+import json
+import logging
+from pathlib import Path
+
+from kdag import cli, tasks
+from kdag.manifest import read_json, write_json, write_jsonl
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    parser.add_argument("--config", type=json.loads, required=True, help="generation settings and the task")
+    parser.add_argument("--model", type=Path, required=True, help="from_pretrained directory")
+    parser.add_argument("--task", type=Path, required=True, help="folder of fetch_task.py")
+    parser.add_argument("--fetched", type=Path, required=True, help="manifest.json of fetch_task.py")
+    parser.add_argument("--output", type=Path, required=True, help="samples.jsonl, written")
+    parser.add_argument("--scores", type=Path, required=True, help="scores.json, written")
+    return parser
+
+
+def main(args):
+    tasks.use_folder(args.task)
+    from kdag import generation  # seconds of imports, spent only once the arguments are good
+
+    model, tokenizer = generation.load_model(args.model, args.config["dtype"])
+    logging.info("%s, %s on %s", args.config["task"]["name"], args.model, model.device)
+    lm = generation.GreedyLM(model, tokenizer, args.config)
+    scores, samples = tasks.evaluate(lm, args.config["task"], args.task, read_json(args.fetched)["tasks"])
+    write_jsonl(args.output, samples)
+    write_json(args.scores, scores)
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments())

@@ -1,0 +1,33 @@
+"""Fetch an lm-eval task: the documents its prompts are built from, into a folder of their own."""
+
+import json
+import logging
+from pathlib import Path
+
+from kdag import cli, tasks
+from kdag.manifest import atomic_path, write_manifest
+from kdag.sources import fetching
+
+
+def arguments():
+    parser = cli.parser(__doc__)
+    parser.add_argument("--config", type=json.loads, required=True, help="a task of evaluation.tasks")
+    parser.add_argument("--output", type=Path, required=True, help="folder, written")
+    parser.add_argument("--manifest", type=Path, required=True)
+    return parser
+
+
+def main(args):
+    with atomic_path(args.output) as partial, fetching(f"task {args.config['name']}"):
+        partial.mkdir()
+        tasks.use_folder(partial)
+        described = tasks.fetch(args.config, partial)
+    write_manifest(
+        args.manifest, stage="fetch_task", params=args.config, inputs={}, outputs=[], tasks=described
+    )
+    for name, task in described.items():
+        logging.info("%s, version %s: %d documents", name, task["version"], task["documents"])
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments(), network=True)
