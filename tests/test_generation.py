@@ -10,7 +10,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from kdag import generation
+from kdag import decoding, generation
 from kdag.errors import UserError
 from kdag.ifeval import prompt_set_hash
 
@@ -91,7 +91,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(directory):
-    return generation.load_model(directory, "float32", device="cpu")
+    return decoding.load_model(directory, "float32", device="cpu")
 
 
 def prompt_ids(tokenizer):
@@ -117,7 +117,7 @@ def reference(model, tokenizer, ids, eos_ids, cap, penalty=1.0):
 
 
 def decode(model, tokenizer, prompts, eos_ids, cap=12, penalty=1.0):
-    return generation.decode_greedily(
+    return decoding.decode_greedily(
         model,
         prompts,
         vocabulary=len(tokenizer),
@@ -170,7 +170,7 @@ def test_grouped_attention_equals_sdpa(directory, loaded):
 
 
 def test_rows_that_pad_the_head_are_never_chosen(tmp_path):
-    model, tokenizer = generation.load_model(make_model(tmp_path), "float32", device="cpu")
+    model, tokenizer = decoding.load_model(make_model(tmp_path), "float32", device="cpu")
     prompts = prompt_ids(tokenizer)
     free, _ = decode(model, tokenizer, prompts, eos_ids=[])
     with torch.no_grad():
@@ -190,7 +190,7 @@ def test_an_answer_may_be_empty(loaded):
 
 
 def test_end_tokens_are_the_models_and_the_tokenizers(loaded):
-    assert generation.end_tokens(*loaded) == [0, 2]
+    assert decoding.end_tokens(*loaded) == [0, 2]
 
 
 # --- through lm-eval ------------------------------------------------------------------------------
@@ -198,8 +198,8 @@ def test_end_tokens_are_the_models_and_the_tokenizers(loaded):
 
 def test_samples_and_settings(loaded):
     model, tokenizer = loaded
-    samples, settings = generation.generate(model, tokenizer, DOCS, CONFIG)
-    eos_ids = generation.end_tokens(model, tokenizer)
+    samples, settings = generation.generate(generation.GreedyLM(model, tokenizer, CONFIG), DOCS)
+    eos_ids = decoding.end_tokens(model, tokenizer)
     answers, cut_off = decode(model, tokenizer, prompt_ids(tokenizer), eos_ids)
     for row, (doc, sample) in enumerate(zip(DOCS, samples, strict=True)):
         assert sample == {
@@ -217,23 +217,24 @@ def test_samples_and_settings(loaded):
     assert (settings["dtype"], settings["device"]) == ("float32", "cpu")
     assert (settings["batch_size"], settings["max_new_tokens"]) == (3, 12)
 
-    again, _ = generation.generate(model, tokenizer, DOCS[::-1], {**CONFIG, "batch_size": 2})
+    lm = generation.GreedyLM(model, tokenizer, {**CONFIG, "batch_size": 2})
+    again, _ = generation.generate(lm, DOCS[::-1])
     assert again[::-1] == samples
 
 
 def test_too_long_a_prompt_is_refused(loaded):
     long = {**DOCS[1], "prompt": "story " * 300}
     with pytest.raises(UserError, match=r"prompt 2 has \d+ tokens; with max_new_tokens 12"):
-        generation.generate(*loaded, [DOCS[0], long], CONFIG)
+        generation.generate(generation.GreedyLM(*loaded, CONFIG), [DOCS[0], long])
 
 
 def test_no_model_and_no_template_are_refused(tmp_path):
     with pytest.raises(UserError, match="has no config.json"):
-        generation.load_model(tmp_path, "float32")
+        decoding.load_model(tmp_path, "float32")
     make_model(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
     with pytest.raises(UserError, match="no chat template"):
-        generation.load_model(tmp_path, "float32")
+        decoding.load_model(tmp_path, "float32")
 
 
 def test_script_twice_gives_equal_bytes_and_no_noise(directory, tmp_path):
@@ -255,3 +256,67 @@ def test_script_twice_gives_equal_bytes_and_no_noise(directory, tmp_path):
         assert "it/s" not in done.stderr and "5 prompts answered" in done.stderr
         files.append((output.read_bytes(), settings.read_bytes()))
     assert files[0] == files[1]
+
+
+# --- vLLM -----------------------------------------------------------------------------------------
+
+VLLM = """
+import importlib.metadata, types
+import torch, transformers
+from kdag import decoding
+
+TokensPrompt = dict
+asked = []
+
+
+class SamplingParams(types.SimpleNamespace):
+    pass
+
+
+class LLM:
+    def __init__(self, model, dtype, **settings):
+        self.settings = settings
+        self.loaded = decoding.load_model(model, dtype, device="cpu")
+        self.llm_engine = types.SimpleNamespace(model_config=None)
+
+    def generate(self, prompts, sampling):
+        asked.append((prompts, sampling))
+        model, tokenizer = self.loaded
+        assert sampling.temperature == 0
+        answers, cut_off = decoding.decode_greedily(
+            model, [prompt["prompt_token_ids"] for prompt in prompts], vocabulary=len(tokenizer),
+            eos_ids=sampling.stop_token_ids, max_new_tokens=sampling.max_tokens,
+            repetition_penalty=sampling.repetition_penalty)
+        return [
+            types.SimpleNamespace(outputs=[types.SimpleNamespace(
+                token_ids=ids + ([] if cut else sampling.stop_token_ids[:1]),
+                finish_reason="length" if cut else "stop")])
+            for ids, cut in zip(answers, cut_off)
+        ]
+"""
+
+
+def test_both_backends_ask_the_same_prompts_and_tell_ends_alike(directory, loaded, tmp_path, monkeypatch):
+    """A stand-in for the vllm package, which needs a GPU, below lm-eval's real backend."""
+    files = {
+        "vllm/__init__.py": VLLM,
+        "vllm/lora/request.py": "LoRARequest = None",
+        "vllm/lora/__init__.py": "",
+        "vllm/renderers/__init__.py": "",
+        "vllm/renderers/hf.py": "def resolve_chat_template(tokenizer, **kwargs): return tokenizer.chat_template",
+        "vllm/tokenizers.py": "import transformers\n"
+        "def get_tokenizer(path, tokenizer_mode, trust_remote_code, revision):\n"
+        "    return transformers.AutoTokenizer.from_pretrained(path)",
+        "vllm-0.33.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: vllm\nVersion: 0.33.0\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    ours, our_settings = generation.generate(generation.GreedyLM(*loaded, CONFIG), DOCS)
+    lm = generation.language_model(directory, {**CONFIG, "backend": "vllm"})
+    theirs, settings = generation.generate(lm, DOCS)
+    assert theirs == ours
+    assert settings["backend"] == "vllm 0.33.0" and lm.model.settings["generation_config"] == "vllm"
+    same = our_settings.keys() - {"backend", "device", "attention"}
+    assert {key: settings[key] for key in same} == {key: our_settings[key] for key in same}

@@ -40,6 +40,7 @@ def page(finished, tmp_path_factory):
         *("--manifests", *(home / "manifest.json" for home in homes)),
         *("--intervals", folder / "report" / "intervals.csv"),
         *("--comparisons", folder / "report" / "comparisons.csv"),
+        *("--tasks", folder / "report" / "tasks.csv"),
         *("--verdict", folder / "report" / "verdict.md"),
         *("--output", folder / "report" / "index.html"),
     )

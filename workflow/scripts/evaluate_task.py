@@ -23,9 +23,8 @@ def main(args):
     tasks.use_folder(args.task)
     from kdag import generation  # seconds of imports, spent only once the arguments are good
 
-    model, tokenizer = generation.load_model(args.model, args.config["dtype"])
-    logging.info("%s, %s on %s", args.config["task"]["name"], args.model, model.device)
-    lm = generation.GreedyLM(model, tokenizer, args.config)
+    lm = generation.language_model(args.model, args.config)
+    logging.info("%s, %s, %s", args.config["task"]["name"], args.model, lm.settings()["backend"])
     scores, samples = tasks.evaluate(lm, args.config["task"], args.task, read_json(args.fetched)["tasks"])
     write_jsonl(args.output, samples)
     write_json(args.scores, scores)

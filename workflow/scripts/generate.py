@@ -33,9 +33,9 @@ def main(args):
         os.environ["NLTK_DATA"] = str(args.nltk_data)
     from kdag import generation  # seconds of imports, spent only once the arguments are good
 
-    model, tokenizer = generation.load_model(args.model, args.config["dtype"])
-    logging.info("%d prompts, %s on %s, %s", len(docs), args.model, model.device, json.dumps(args.config))
-    samples, settings = generation.generate(model, tokenizer, docs, args.config)
+    lm = generation.language_model(args.model, args.config)
+    logging.info("%d prompts, %s, %s", len(docs), args.model, json.dumps(args.config))
+    samples, settings = generation.generate(lm, docs)
     cut_off = sum(sample["cut_off"] for sample in samples)
     logging.info("%d of %d answers cut off at the cap", cut_off, len(samples))
 

@@ -248,6 +248,9 @@ class Evaluation(Section):
     prompts: Prompts = Field(default_factory=Prompts)
     limit: int | None = Field(None, gt=0, description="the first n prompts, for every model; null: all")
     max_new_tokens: int = Field(1280, gt=0)
+    backend: Literal["transformers", "vllm"] = Field(
+        "transformers", description="vllm: faster on a GPU, in an environment of its own (docs/gpu.md)"
+    )
     batch_size: int = Field(16, gt=0, description="prompts per forward pass; pinned, as bf16 sees it")
     repetition_penalty: Number = Field(1.0, ge=1, le=2, description="1: none")
     dtype: Dtype = "bfloat16"
