@@ -144,7 +144,7 @@ def test_mixture_is_refused(finished, paths, tmp_path):
     models = ["teacher", "student-untrained", "rkl-seed0"]
     rows = [{"model": m, "label": m, "role": "student"} for m in models]
     done = finished.script(
-        *("aggregate", "--config", json.dumps({"rows": rows, "statistics": {}})),
+        *("aggregate", "--config", json.dumps({"rows": rows, "tasks": [], "statistics": {}})),
         *("--scores", *(tmp_path / "eval" / m / "scores.json" for m in models)),
         *("--fidelity", *(tmp_path / "eval" / m / "fidelity.json" for m in models[1:])),
         *(
@@ -153,6 +153,7 @@ def test_mixture_is_refused(finished, paths, tmp_path):
                 "table",
                 "csv",
                 "fidelity-csv",
+                "tasks-csv",
                 "latex",
                 "intervals",
                 "comparisons",

@@ -38,6 +38,9 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.get
 # Threads that wait by spinning starve the job beside them: 161 s instead of 28 s for one generation.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# No parameter of a stage, as it changes no result.
+os.environ.update(KDAG_TENSORBOARD="1" if CONFIG.resources.tensorboard else "")
+
 
 def code(script):
     """The script itself first, then what it imports; relative, so that the folder may move."""

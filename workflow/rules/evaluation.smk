@@ -3,6 +3,9 @@
 #        same of further tasks in <task>/.
 
 
+ANSWERS = f"../../envs/{'vllm' if CONFIG.evaluation.backend == 'vllm' else 'eval'}.yaml"
+
+
 rule generate:
     input:
         code=code("generate"),
@@ -17,7 +20,7 @@ rule generate:
     benchmark:
         "<benchmarks>/generate/{model}.tsv"
     conda:
-        "../../envs/eval.yaml"
+        ANSWERS
     threads: 8
     resources:
         **needs("generate"),
@@ -94,7 +97,7 @@ rule evaluate_task:
     benchmark:
         "<benchmarks>/evaluate_task/{model}-{task}.tsv"
     conda:
-        "../../envs/eval.yaml"
+        ANSWERS
     threads: 8
     resources:
         **needs("generate"),

@@ -1,5 +1,6 @@
 # Needs: the fetched teacher, the encoded rows.
-# Gives: teacher/ (the fine-tuned teacher) and cache/ (what it thinks at every answer position).
+# Gives: teacher/ (the fine-tuned teacher) and cache/ (what it thinks at every answer position), written by
+# one job, or by teacher_cache.shards jobs side by side and put together without a second copy.
 
 
 rule sft_teacher:
@@ -30,32 +31,90 @@ rule sft_teacher:
         " --manifest {output.manifest:q} 2>&1 | tee {log:q}"
 
 
-rule cache_teacher:
-    input:
-        code=code("cache_teacher"),
-        data="<results>/data/manifest.json",
-        train="<results>/data/train.parquet",
-        heldout="<results>/data/heldout.parquet",
-        teacher="<results>/teacher/manifest.json",
-        model=ancient("<results>/teacher/model"),
-    output:
-        parts=[directory(f"<results>/cache/{part}") for part in CACHED],
-        head="<results>/cache/head.safetensors",
-        manifest="<results>/cache/manifest.json",
-    log:
-        "<logs>/cache_teacher.log",
-    benchmark:
-        "<benchmarks>/cache_teacher.tsv"
-    conda:
-        "../../envs/train.yaml"
-    threads: 8
-    resources:
-        **needs("cache_teacher"),
-    params:
-        config=params("cache_teacher"),
-        parts=CACHED,
-    shell:
-        "python {input.code[0]} --name cache_teacher --config {params.config:q} --model {input.model:q}"
-        " --parts {params.parts} --train {input.train:q} --heldout {input.heldout:q}"
-        " --manifest {output.manifest:q}"
-        " 2>&1 | tee {log:q}"
+if CONFIG.teacher_cache.shards == 1:
+
+    rule cache_teacher:
+        input:
+            code=code("cache_teacher"),
+            data="<results>/data/manifest.json",
+            train="<results>/data/train.parquet",
+            heldout="<results>/data/heldout.parquet",
+            teacher="<results>/teacher/manifest.json",
+            model=ancient("<results>/teacher/model"),
+        output:
+            parts=[directory(f"<results>/cache/{part}") for part in CACHED],
+            head="<results>/cache/head.safetensors",
+            manifest="<results>/cache/manifest.json",
+        log:
+            "<logs>/cache_teacher.log",
+        benchmark:
+            "<benchmarks>/cache_teacher.tsv"
+        conda:
+            "../../envs/train.yaml"
+        threads: 8
+        resources:
+            **needs("cache_teacher"),
+        params:
+            config=params("cache_teacher"),
+            parts=CACHED,
+        shell:
+            "python {input.code[0]} --name cache_teacher --config {params.config:q} --model {input.model:q}"
+            " --parts {params.parts} --train {input.train:q} --heldout {input.heldout:q}"
+            " --manifest {output.manifest:q}"
+            " 2>&1 | tee {log:q}"
+
+else:
+
+    SHARES = expand(
+        "<results>/cache-shards/{number}-of-{count}",
+        number=range(CONFIG.teacher_cache.shards),
+        count=CONFIG.teacher_cache.shards,
+    )
+
+    rule cache_shard:
+        input:
+            code=code("cache_teacher"),
+            data="<results>/data/manifest.json",
+            train="<results>/data/train.parquet",
+            heldout="<results>/data/heldout.parquet",
+            teacher="<results>/teacher/manifest.json",
+            model=ancient("<results>/teacher/model"),
+        output:
+            files=directory("<results>/cache-shards/{number}-of-{count}/files"),
+            manifest="<results>/cache-shards/{number}-of-{count}/manifest.json",
+        log:
+            "<logs>/cache_shard/{number}-of-{count}.log",
+        benchmark:
+            "<benchmarks>/cache_shard/{number}-of-{count}.tsv"
+        conda:
+            "../../envs/train.yaml"
+        threads: 8
+        resources:
+            **needs("cache_teacher"),
+        params:
+            config=params("cache_teacher"),
+            parts=CACHED,
+        shell:
+            "python {input.code[0]} --name cache/{wildcards.number}-of-{wildcards.count}"
+            " --config {params.config:q} --model {input.model:q} --parts {params.parts}"
+            " --train {input.train:q} --heldout {input.heldout:q}"
+            " --share {wildcards.number}/{wildcards.count} --files {output.files:q}"
+            " --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+
+    rule gather_cache:
+        input:
+            code=code("gather_cache"),
+            shares=[f"{share}/manifest.json" for share in SHARES],
+            files=ancient([f"{share}/files" for share in SHARES]),
+        output:
+            parts=[directory(f"<results>/cache/{part}") for part in CACHED],
+            head="<results>/cache/head.safetensors",
+            manifest="<results>/cache/manifest.json",
+        log:
+            "<logs>/gather_cache.log",
+        localrule: True
+        conda:
+            "../../envs/train.yaml"
+        shell:
+            "python {input.code[0]} --shares {input.shares:q} --manifest {output.manifest:q}"
+            " 2>&1 | tee {log:q}"

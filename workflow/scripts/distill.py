@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
-from kdag import cli
+from kdag import backends, cli
 from kdag.config import DistillationJob
+from kdag.parallel import one_process_per_gpu
 
 
 def arguments():
-    parser = cli.parser(__doc__)
+    parser = cli.parser(__doc__, gpus=True)
     parser.add_argument(
         "--config",
         type=json.loads,
@@ -30,9 +31,12 @@ def arguments():
 
 
 def main(args):
-    from kdag.training import Objective, run_stage
-
     settings = DistillationJob(**args.config)
+    backend = backends.start(settings.backend)  # before transformers is imported
+
+    from kdag.training import Objective
+    from kdag.training_stage import run_stage
+
     objective = Objective(
         divergence=settings.divergence,
         divergence_params=settings.divergence_params,
@@ -41,8 +45,8 @@ def main(args):
         temperature_squared=settings.temperature_squared,
         use_ce=settings.use_ce_loss,
     )
-    run_stage("distill", args, settings, objective, teacher=args.teacher)
+    run_stage("distill", args, settings, objective, teacher=args.teacher, backend=backend)
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments())
+    cli.run(one_process_per_gpu(main), arguments())

@@ -21,6 +21,15 @@ def arguments():
 
 def read_file(path: Path) -> list[dict]:
     """Rows of a JSON array, JSON Lines or Parquet file, told by its ending."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        return read_rows(path)
+    except RecursionError as error:
+        raise UserError(f"{path}: its values are nested too deeply") from error
+
+
+def read_rows(path: Path) -> list[dict]:
     match path.suffix:
         case ".jsonl":
             return read_jsonl(path)
@@ -66,7 +75,13 @@ def main(args):
         inputs = {path.name: sha256_file(path)}
     if not rows:
         raise UserError(f"the data set has no rows: {source}")
-    write_jsonl(args.output, rows)
+    try:
+        write_jsonl(args.output, rows)
+    except UnicodeEncodeError as error:
+        row = error.object.count("\n", 0, error.start)
+        raise UserError(f"row {row}: half a character, {error.object[error.start]!a}, is no text") from error
+    except TypeError as error:
+        raise UserError(f"the data set holds values that are no JSON: {error}: {source}") from error
     write_manifest(
         args.manifest,
         stage="fetch_dataset",

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from kdag import cli
+from kdag import cli, model_files
 from kdag.errors import UserError
 from kdag.manifest import atomic_path, write_manifest
 from kdag.sources import fetching, package_file
@@ -32,6 +32,7 @@ def from_hub(source: dict, output: Path) -> str:
         commit = HfApi().model_info(source["id"], revision=source["revision"]).sha
         snapshot_download(source["id"], revision=commit, local_dir=download, allow_patterns=WANTED)
     shutil.rmtree(download / ".cache", ignore_errors=True)
+    model_files.check(download)
     download.rename(output)
     return commit
 
@@ -39,8 +40,7 @@ def from_hub(source: dict, output: Path) -> str:
 def from_directory(directory: Path, output: Path) -> None:
     """Link the files of a model directory: no second copy of large weights."""
     files = [f for f in directory.iterdir() if any(f.match(pattern) for pattern in WANTED)]
-    if not (directory / "config.json").is_file() or not any(f.suffix == ".safetensors" for f in files):
-        raise UserError(f"{directory}: no model directory: config.json and *.safetensors are needed")
+    model_files.check(directory)
     with atomic_path(output) as partial:
         partial.mkdir()
         for file in files:
@@ -54,7 +54,12 @@ def from_package(source: dict, output: Path) -> None:
     file = package_file(source["package"], source["file"])
     logging.info("turning %s into safetensors", file.name)
     with atomic_path(output) as partial:
-        from_gguf(file, partial)
+        try:
+            from_gguf(file, partial)
+        except UserError:
+            raise
+        except Exception as error:  # whatever its reader stumbles over is the file's fault
+            raise UserError(f"{file}: no whole GGUF file of a known kind: {error}") from error
 
 
 def main(args):

@@ -44,4 +44,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments())
+    cli.run(main, arguments(), memory="evaluation.batch_size")

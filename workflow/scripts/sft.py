@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
-from kdag import cli
+from kdag import backends, cli
 from kdag.config import TeacherTraining
+from kdag.parallel import one_process_per_gpu
 
 
 def arguments():
-    parser = cli.parser(__doc__)
+    parser = cli.parser(__doc__, gpus=True)
     parser.add_argument("--config", type=json.loads, default={}, help="training keys and seed")
     parser.add_argument("--model", type=Path, required=True, help="model directory to start from")
     parser.add_argument("--train", type=Path, required=True, help="train.parquet")
@@ -19,11 +20,14 @@ def arguments():
 
 
 def main(args):
-    from kdag.training import Objective, run_stage
-
     settings = TeacherTraining(**args.config)
-    run_stage("sft", args, settings, Objective(), teacher=None)
+    backend = backends.start(settings.backend)  # before transformers is imported
+
+    from kdag.training import Objective
+    from kdag.training_stage import run_stage
+
+    run_stage("sft", args, settings, Objective(), teacher=None, backend=backend)
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments())
+    cli.run(one_process_per_gpu(main), arguments())

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from kdag import cli, data
-from kdag.config import Data
+from kdag.config import Data, checked
 from kdag.errors import UserError
 from kdag.manifest import atomic_path, read_jsonl, sha256_file, write_manifest
 
@@ -23,7 +23,7 @@ def arguments():
 
 
 def main(args):
-    settings = Data.model_validate({"source": "path", "path": str(args.rows), **args.config})
+    settings = checked(Data, {"source": "path", "path": str(args.rows), **args.config})
     tokenizer, report = encode_rows(args, settings)
     for part in ("train", "heldout"):
         logging.info("%s: %s", part, report[part])

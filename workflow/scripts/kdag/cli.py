@@ -3,33 +3,42 @@
 import argparse
 import logging
 import os
+import shutil
 import sys
 import time
+from pathlib import Path
 
-from kdag.errors import UserError
+from kdag.errors import UserError, missing
 
 # Stages never reach for the network: what they need was fetched. The fetch scripts ask for it by name.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def parser(description: str, *, gpus: bool = False) -> argparse.ArgumentParser:
+    """gpus: the stage uses a GPU where there is one."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     made.add_argument("--name", help="what this job is called in its log lines")
+    if gpus:
+        made.add_argument("--gpus", type=int, default=1, help="GPUs of this job; training processes")
     return made
 
 
-def run(main, arguments: argparse.ArgumentParser, *, network: bool = False) -> None:
-    """Parse, set up logging, run main(args); a UserError becomes one line and exit status 1."""
+def run(main, arguments: argparse.ArgumentParser, *, network: bool = False, memory: str = "") -> None:
+    """Parse, set up logging, run main(args); an error whose cause is known is one line and exit status 1.
+
+    memory: the key of the configuration to lower where the GPU's memory does not do.
+    """
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     if not network:
         os.environ.update(OFFLINE, TQDM_DISABLE="1")  # bars would fill a log with carriage returns
     args = arguments.parse_args()
     name = args.name or os.path.basename(sys.argv[0]).removesuffix(".py")
+    one_of_several = int(os.environ.get("RANK", 0)) > 0  # the first process speaks for all
     logging.basicConfig(
-        level=logging.INFO,
+        level=logging.WARNING if one_of_several else logging.INFO,
         stream=sys.stderr,
         format=f"%(asctime)s {name}: %(message)s",
         datefmt="%H:%M:%S",
@@ -39,9 +48,59 @@ def run(main, arguments: argparse.ArgumentParser, *, network: bool = False) -> N
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         main(args)
-    except UserError as error:
-        logging.error("error: %s", error)
+    except Exception as error:
+        line = explained(error, args, memory)
+        if line is None:
+            raise
+        if one_of_several:
+            time.sleep(10)  # what the first process says too ends this one before
+        logging.error("error: %s", line)
         sys.exit(1)
+
+
+def explained(error: Exception, args: argparse.Namespace, memory: str = "") -> str | None:
+    """What happened and what to do about it; None where only a traceback can tell."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, FileNotFoundError) and given(error.filename, args):
+        return missing(error.filename)
+    if "No space left on device" in str(error):  # safetensors and Arrow raise errors of their own
+        return no_space(args)
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"out of GPU memory: {str(error).split('.')[0]}. A smaller {memory or 'batch'} needs less"
+    return None
+
+
+def no_space(args: argparse.Namespace) -> str:
+    """Which of the folders that a stage writes to is full."""
+    folders = {path if path.is_dir() else path.parent for path in paths(args) if path.parent.is_dir()}
+    fullest = min(folders, key=lambda folder: shutil.disk_usage(folder).free)
+    usage = shutil.disk_usage(fullest)
+    free, total, read = (round(n / 2**20) for n in (usage.free, usage.total, size(args)))
+    return (
+        f"no space left on the disk of {fullest}: {free} of {total} MiB are free. This job reads {read} MiB "
+        "and may write as much. Make room and run snakemake again: what is finished stays, and nothing "
+        "half-written was kept"
+    )
+
+
+def size(args: argparse.Namespace) -> int:
+    """Bytes of the files and folders that were given as arguments and exist."""
+    found = 0
+    for path in paths(args):
+        files = path.rglob("*") if path.is_dir() else [path]
+        found += sum(file.stat().st_size for file in files if file.is_file())
+    return found
+
+
+def paths(args: argparse.Namespace) -> list[Path]:
+    values = [v for value in vars(args).values() for v in (value if isinstance(value, list) else [value])]
+    return [value for value in values if isinstance(value, Path)]
+
+
+def given(filename, args: argparse.Namespace) -> bool:
+    """Does a path lie in or beside one that was given as an argument?"""
+    return filename is not None and any(Path(filename).is_relative_to(p.parent) for p in paths(args))
 
 
 class Progress:

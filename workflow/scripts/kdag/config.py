@@ -11,12 +11,21 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from kdag.divergence_params import PARAMETERS, resolve
 from kdag.errors import UserError
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+LONGEST_NAME = 100  # characters; a file's name may have 255, and further words are put to these
 # Rows that every table has; a strategy cannot take their names.
 BASELINES = ("teacher-untrained", "teacher", "student-untrained", "sft")
 
@@ -27,10 +36,27 @@ MODE_SEEKING = ("rkl", "symmetric-kl", "akl")
 Dtype = Literal["bfloat16", "float16", "float32"]
 
 
+def layer_names(value):
+    """all-linear or a list of names; checked here, as a union would answer one mistake with two lines."""
+    named = isinstance(value, list) and value and all(isinstance(name, str) for name in value)
+    if value != "all-linear" and not named:
+        raise ValueError("all-linear or a list of layer names is needed")
+    return value
+
+
 class Section(BaseModel):
     """Unknown keys are errors; numbers in text are read as numbers; booleans are not numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _booleans_are_no_numbers(cls, value, info):
+        values = value if isinstance(value, list) else [value]
+        if cls.model_fields[info.field_name].annotation is not bool:
+            if any(isinstance(one, bool) for one in values):
+                raise ValueError("true and false (in YAML also yes, no, on, off) have no meaning here")
+        return value
 
 
 class Source(Section):
@@ -62,6 +88,20 @@ class Source(Section):
 class DataSource(Source):
     split: str = Field("train", description="hub: the split")
 
+    @model_validator(mode="after")
+    def _path_is_a_file(self):
+        if self.source == "path" and Path(self.path).is_dir():
+            raise ValueError(f"{self.path} is a directory; a .json, .jsonl or .parquet file is needed")
+        return self
+
+
+class ModelSource(Source):
+    @model_validator(mode="after")
+    def _path_is_a_directory(self):
+        if self.source == "path" and self.path and not Path(self.path).is_dir():
+            raise ValueError(f"{self.path} is a file; a model directory is needed")
+        return self
+
 
 class Data(DataSource):
     """The instruction rows."""
@@ -78,8 +118,17 @@ class Data(DataSource):
         "drop", description="a longer row is left out, cut at max_tokens (losing its end), or an error"
     )
 
+    @model_validator(mode="after")
+    def _columns_differ(self):
+        columns = [f for f in (self.instruction_field, self.input_field, self.output_field) if f]
+        if len(set(columns)) < len(columns):
+            raise ValueError(
+                f"instruction_field, input_field and output_field name one column twice: {', '.join(columns)}"
+            )
+        return self
 
-class Teacher(Source):
+
+class Teacher(ModelSource):
     """The large model."""
 
     online: bool = Field(
@@ -94,7 +143,7 @@ class Derive(Section):
     keep_layers: int = Field(gt=0, description="transformer layers kept, evenly spaced")
 
 
-class Student(Source):
+class Student(ModelSource):
     """The small model: a source of its own, or cut from the teacher."""
 
     derive: Derive | None = Field(None, description="cut the student from the teacher instead")
@@ -115,11 +164,15 @@ class Student(Source):
 class Training(Section):
     """What fine-tuning and distillation share."""
 
+    backend: Literal["auto", "transformers", "unsloth"] = Field(
+        "auto", description="auto: unsloth where it is installed and a GPU is there, else transformers"
+    )
     tuning: Literal["lora", "full"] = Field("lora", description="adapters, or every weight")
+    load_in_4bit: bool = Field(False, description="QLoRA: frozen weights in four bits; needs bitsandbytes")
     lora_rank: int = Field(16, gt=0, le=1024)
     lora_alpha: Number = Field(32, gt=0, description="the adapter's output is scaled by alpha / rank")
     lora_dropout: Number = Field(0.0, ge=0, lt=1)
-    lora_target_modules: Literal["all-linear"] | list[str] = Field(
+    lora_target_modules: Annotated[Literal["all-linear"] | list[str], BeforeValidator(layer_names)] = Field(
         "all-linear", description="which linear layers get an adapter; never the head"
     )
     epochs: Number = Field(1, gt=0, description="passes over the training rows")
@@ -130,10 +183,23 @@ class Training(Section):
     learning_rate: Number = Field(1e-4, gt=0, lt=1)
     warmup_ratio: Number = Field(0.05, ge=0, lt=1, description="share of the steps with rising rate")
     schedule: Literal["linear", "cosine", "constant"] = "linear"
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw", description="adamw_8bit: its state in eight bits; needs bitsandbytes"
+    )
     weight_decay: Number = Field(0.01, ge=0, lt=1)
     max_grad_norm: Number = Field(1.0, gt=0)
-    dtype: Dtype = Field("bfloat16", description="frozen weights and arithmetic; trained weights are float32")
+    dtype: Dtype | Literal["auto"] = Field(
+        "bfloat16",
+        description="frozen weights and arithmetic; trained weights are float32; auto: float16 on a GPU "
+        "without bfloat16",
+    )
     gradient_checkpointing: bool = Field(True, description="less memory for about a third more time")
+
+    @model_validator(mode="after")
+    def _four_bits_are_frozen(self):
+        if self.load_in_4bit and self.tuning == "full":
+            raise ValueError("load_in_4bit: weights in four bits cannot be trained; take tuning: lora")
+        return self
 
 
 class TeacherTraining(Training):
@@ -208,8 +274,10 @@ class Strategy(Section):
         for key, value in given.items():
             try:
                 given[key] = float(value)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"`{key}` must be a number, got {value!r}") from error
+            except (TypeError, ValueError):
+                given[key] = None
+            if given[key] is None or isinstance(value, bool):
+                raise ValueError(f"`{key}` must be a number, got {value!r}")
         return resolve(self.divergence, given)
 
     def overrides(self) -> dict:
@@ -263,7 +331,7 @@ class Evaluation(Section):
     def _bare_tasks(cls, values):
         """`arc_easy:` alone, and a list of names, mean the defaults."""
         tasks = values.get("tasks") if isinstance(values, dict) else None
-        if isinstance(tasks, list):
+        if isinstance(tasks, list) and all(isinstance(task, str) for task in tasks):
             tasks = dict.fromkeys(tasks)
         if isinstance(tasks, dict):
             values = {**values, "tasks": {k: {} if v is None else v for k, v in tasks.items()}}
@@ -298,6 +366,7 @@ class Resources(Section):
     """How the work is spread; no change here runs anything again."""
 
     gpus: Gpus = Field(default_factory=Gpus)
+    tensorboard: bool = Field(False, description="write training curves for TensorBoard beside each model")
 
 
 class Config(Section):
@@ -328,7 +397,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _names_and_overrides(self):
         for name in self.strategies:
-            if not re.match(NAME, name) or re.search(r"-seed\d+$", name):
+            if not re.fullmatch(NAME, name) or re.search(r"-seed\d+$", name):
                 raise ValueError(
                     f"strategies: the name {name!r} may hold letters, digits, '.', '_' and '-', "
                     "starts with a letter or digit and does not end in -seed<number>"
@@ -346,9 +415,28 @@ class Config(Section):
                     f"strategies.{name}: {strategy.divergence} asks for the teacher where the student has "
                     "mass, and teacher_cache.tail renormalised has none there; take bucket, or store: hidden"
                 )
+        self._passes_are_shared_out()
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: each seed once, got {self.seeds}")
+        if long := [name for name in (self.experiment, *self.strategies) if len(name) > LONGEST_NAME]:
+            raise ValueError(f"the name {long[0][:20]}... has {len(long[0])} characters of {LONGEST_NAME}")
         return self
+
+    def _passes_are_shared_out(self):
+        """The forward passes of a step go to the GPUs of a job in equal shares."""
+        gpus = self.resources.gpus
+        jobs = [
+            ("teacher_training", self.teacher_training, "sft_teacher"),
+            ("distillation", self.distillation, "sft_student"),
+            *((f"strategies.{name}", self.distillation_of(name), "distill") for name in self.strategies),
+        ]
+        for section, training, stage in jobs:
+            passes, count = training.gradient_accumulation, getattr(gpus, stage)
+            if passes % count:
+                raise ValueError(
+                    f"{section}.gradient_accumulation: {passes} forward passes cannot be shared out evenly "
+                    f"to resources.gpus.{stage}: {count}"
+                )
 
     def distillation_of(self, strategy: str) -> Distillation:
         return Distillation(**self.distillation.model_dump() | self.strategies[strategy].overrides())
@@ -365,6 +453,8 @@ def expand_sweeps(strategies: dict) -> dict:
         swept = {}
         if isinstance(strategy, dict):
             swept = {k: v for k, v in strategy.items() if isinstance(v, list) and k != "lora_target_modules"}
+            if empty := [key for key, values in swept.items() if not values]:
+                raise ValueError(f"strategies.{name}: `{empty[0]}` is an empty list, so nothing would run")
         for values in itertools.product(*swept.values()):
             chosen = dict(zip(swept, values, strict=True))
             full = "-".join([str(name), *(f"{key}{value}" for key, value in chosen.items())])
@@ -376,20 +466,25 @@ def expand_sweeps(strategies: dict) -> dict:
 
 def load_config(raw: dict) -> Config:
     """Check the whole configuration. UserError has one line per mistake, all of them at once."""
+    return checked(Config, raw)
+
+
+def checked(section: type[Section], raw: dict) -> Section:
+    """One section by itself, as a stage gets it; UserError as of `load_config`."""
     try:
-        return Config(**raw)
+        return section.model_validate(raw)
     except ValidationError as error:
-        raise UserError("\n".join(error_lines(error))) from error
+        raise UserError("\n".join(error_lines(error, section))) from error
 
 
-def error_lines(error: ValidationError) -> list[str]:
+def error_lines(error: ValidationError, section: type[Section] | None = None) -> list[str]:
     """`key.path: what is wrong (got value)`, with the nearest known key for a misspelt one."""
     lines = []
     for item in error.errors():
         where = ".".join(map(str, item["loc"]))
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            known = _fields_at(item["loc"][:-1])
+            known = _fields_at(item["loc"][:-1], section or Config)
             message = f"no such key{suggestion(str(item['loc'][-1]), known)}"
         got = "" if isinstance(item["input"], dict | BaseModel) else f" (got {item['input']!r})"
         lines.append(f"{where}: {message}{got}" if where else message)
@@ -401,8 +496,7 @@ def suggestion(word: str, known) -> str:
     return f"; did you mean `{near[0]}`?" if near else f"; known are {', '.join(sorted(known))}"
 
 
-def _fields_at(path) -> list[str]:
-    model = Config
+def _fields_at(path, model: type[Section]) -> list[str]:
     for key in path:
         field = model.model_fields.get(key)
         inner = field.annotation if field else None

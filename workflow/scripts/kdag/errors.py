@@ -3,3 +3,11 @@
 
 class UserError(Exception):
     """Bad input, a refused combination, a damaged file: what is wrong, where, and what to do."""
+
+
+def missing(path) -> str:
+    """What to do about an input that is not there; stages have no network, so only Snakemake can make it."""
+    return (
+        f"{path} is not there. `snakemake {path}` makes it; what is fetched needs a network: on a cluster, "
+        "run that on the login node"
+    )

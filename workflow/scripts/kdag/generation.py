@@ -5,6 +5,7 @@ decoding.py makes them.
 """
 
 import importlib.metadata
+import importlib.util
 import logging
 import math
 from pathlib import Path
@@ -164,6 +165,8 @@ def local_task(name: str, docs: list[dict], max_new_tokens: int) -> dict:
 def language_model(directory: Path, config: dict):
     """The model behind lm-eval's interface, on the backend that evaluation.backend names."""
     if config.get("backend") == "vllm":
+        if importlib.util.find_spec("vllm") is None:
+            raise UserError("evaluation.backend: vllm needs the package vllm, which envs/vllm.yaml installs")
         from kdag.vllm_backend import GreedyVLLM
 
         return GreedyVLLM(directory, config)

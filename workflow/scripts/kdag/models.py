@@ -1,5 +1,6 @@
 """Load, derive and save models. Every model of a run is a plain directory that from_pretrained opens."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from kdag.errors import UserError
+from kdag.errors import UserError, missing
 
 # The stages log their own progress; bars would fill a log file with carriage returns.
 transformers_logging.set_verbosity_warning()
@@ -22,7 +23,14 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
+def require(directory: Path) -> None:
+    """Say how a model directory that is not there is made, before transformers takes its path for a name."""
+    if not Path(directory).is_dir():
+        raise UserError(missing(directory))
+
+
 def load_tokenizer(directory: Path):
+    require(directory)
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError) as error:
@@ -32,11 +40,19 @@ def load_tokenizer(directory: Path):
     return tokenizer
 
 
-def load_model(directory: Path, dtype: str, *, to_device: bool = True):
-    """A causal language model in evaluation mode, its weights in `dtype`, whole or not at all."""
+def load_model(directory: Path, dtype: str, *, to_device: bool = True, quantization=None):
+    """A causal language model in evaluation mode, its weights in `dtype`, whole or not at all.
+
+    quantization: a transformers quantisation config for its linear layers.
+    """
+    require(directory)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
+            directory,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            **({"quantization_config": quantization, "device_map": {"": device()}} if quantization else {}),
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{directory}: no model can be loaded: {error}") from error
@@ -46,7 +62,7 @@ def load_model(directory: Path, dtype: str, *, to_device: bool = True):
             f"{directory}: weights are missing or of another shape: "
             f"{sorted(map(str, info['missing_keys']))[:5]} {sorted(map(str, info['mismatched_keys']))[:5]}"
         )
-    return model.eval().to(device()) if to_device else model.eval()
+    return model.eval().to(device()) if to_device and not quantization else model.eval()
 
 
 def end_ids(directory: Path, tokenizer) -> set[int]:
@@ -66,6 +82,20 @@ def hidden_states(model, input_ids, attention_mask) -> torch.Tensor:
     """Hidden states after the final norm, [B, L, d]: what the head takes. No logits are made."""
     backbone = base_model(model).base_model
     return backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+
+
+@contextlib.contextmanager
+def forward_replaced(model, forward):
+    """While this is open, model(...) is forward(...).
+
+    DistributedDataParallel prepares a backward pass in its own forward, so whatever it is to see, the
+    loss from hidden states included, has to be what calling the model does.
+    """
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
 
 
 def head_weight(model, vocabulary: int) -> torch.Tensor:

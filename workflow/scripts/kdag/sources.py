@@ -1,6 +1,7 @@
 """Where models and data come from: a hub, whose failures are one line each, or an installed package."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -18,17 +19,19 @@ def fetching(what: str) -> Iterator[None]:
     except (OSError, ValueError, httpx.HTTPError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(
-            f"{what} cannot be fetched from the hub: {reason}. Is there a network, does the name exist, and "
-            "is a token needed (HF_TOKEN)? A copy on this machine serves as well: {source: path, path: ...}"
+            f"{what} cannot be fetched from the hub: {reason}. Is there a network (on a cluster: is this the "
+            "login node), does the name exist, and is a token needed (HF_TOKEN)? A copy on this machine "
+            "serves as well: {source: path, path: ...}"
         ) from error
 
 
 def package_file(package: str, file: str) -> Path:
     """The path of a file that an installed distribution ships; nothing of it is imported."""
     try:
-        path = Path(distribution(package).locate_file(file))
+        found = distribution(package)
     except PackageNotFoundError as error:
         raise UserError(f"the package {package} is not installed; pip install {package}") from error
-    if not path.is_file():
+    path, root = (Path(os.path.normpath(found.locate_file(name))) for name in (file, "."))
+    if not path.is_file() or not path.is_relative_to(root):
         raise UserError(f"the package {package} has no file {file}")
     return path

@@ -62,6 +62,21 @@ def answer_states(model, frame, batch_tokens: int, unit: str):
         progress.update(done)
 
 
+def file_rows(number: int, rows_per_shard: int) -> slice:
+    """The rows of a part that lie in its file `number`."""
+    return slice(number * rows_per_shard, (number + 1) * rows_per_shard)
+
+
+def files_of_share(rows: dict[str, int], rows_per_shard: int, number: int, count: int):
+    """{part: numbers of its files} of share `number` of `count`, the parts having so many rows each.
+
+    A file's content depends on its rows alone. Shares are runs of files: in order they are the cache.
+    """
+    files = [(part, file) for part, n in rows.items() for file in range(-(-n // rows_per_shard))]
+    first, end = (-(-share * len(files) // count) for share in (number, number + 1))
+    return {part: [file for owner, file in files[first:end] if owner == part] for part in rows}
+
+
 def write_part(
     model,
     frame,
@@ -71,14 +86,15 @@ def write_part(
     batch_tokens: int,
     rows_per_shard: int,
     encode,
+    files: list[int] | None = None,
 ) -> None:
-    """Write the shards of one part of the data, each whole or absent.
+    """Write the shards of one part of the data, or those numbered `files`, each whole or absent.
 
     encode: hidden [n, d] -> {name: tensor [n, ...]}, what is stored of a row's answer positions.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for shard, start in enumerate(range(0, len(frame), rows_per_shard)):
-        rows = frame.iloc[start : start + rows_per_shard]
+    for shard in range(-(-len(frame) // rows_per_shard)) if files is None else files:
+        rows = frame.iloc[file_rows(shard, rows_per_shard)]
         blocks: list[dict] = [None] * len(rows)
         for index, hidden in answer_states(model, rows, batch_tokens, f"{unit}, shard {shard}"):
             blocks[index] = {name: tensor.cpu() for name, tensor in encode(hidden).items()}

@@ -4,37 +4,26 @@ Loss and gradient are means over the answer tokens of the whole effective batch,
 Training goes on from its own last whole checkpoint after a kill.
 """
 
-import json
 import logging
-import shutil
-import sys
+import math
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import PeftModel
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from kdag import models
+from kdag import backends, models, parallel
+from kdag.batches import EpochSampler, Rows, collate, split
 from kdag.cli import clock
-from kdag.data import answer_tokens, read_rows
+from kdag.data import answer_tokens
 from kdag.distill_loss import distill_loss
 from kdag.errors import UserError
-from kdag.manifest import (
-    atomic_path,
-    hash_files,
-    read_json,
-    sha256_file,
-    sha256_json,
-    write_json,
-    write_manifest,
-    write_text,
-)
-from kdag.teacher_cache import OnlineTeacher, TeacherCache, pad
+from kdag.manifest import hash_files, read_json, write_json
+from kdag.teacher_cache import OnlineTeacher, TeacherCache
 from kdag.teacher_storage import SCHEMES
 
 SECONDS_BETWEEN_CHECKPOINTS = 120
@@ -54,60 +43,6 @@ class Objective:
     use_ce: bool = True
 
 
-class Rows(torch.utils.data.Dataset):
-    """The rows of a subset, each with what the cache holds of its teacher."""
-
-    def __init__(self, frame, cache: TeacherCache | None):
-        self.ids, self.targets = frame["input_ids"].tolist(), frame["targets"].tolist()
-        self.cache = cache
-
-    def __len__(self):
-        return len(self.ids)
-
-    def __getitem__(self, index):
-        row = {"input_ids": self.ids[index], "targets": self.targets[index], "row": index}
-        return row | ({"teacher": self.cache.row(index)} if self.cache else {})
-
-
-def collate(rows: list[dict]) -> dict:
-    """Right-padded [B, L] ids, mask and targets; what is stored of the teacher [N, ...] in the order
-    of the targets.
-
-    The targets are shifted already, which the Trainer is told by calling them `shift_labels`.
-    """
-    targets = pad([row["targets"] for row in rows], -100)
-    batch = {
-        "input_ids": pad([row["input_ids"] for row in rows], 0),
-        "attention_mask": pad([np.ones(len(row["input_ids"])) for row in rows], 0),
-        "labels": targets,
-        "shift_labels": targets,
-        "rows": torch.tensor([row["row"] for row in rows]),
-    }
-    if "teacher" in rows[0]:
-        names = rows[0]["teacher"]
-        batch["teacher"] = {name: torch.cat([row["teacher"][name] for row in rows]) for name in names}
-    return batch
-
-
-class EpochSampler(torch.utils.data.Sampler):
-    """Every row once, in an order that depends on seed and epoch alone, so that a resumed run keeps it.
-
-    Rows of like length share a batch where a batch has several.
-    """
-
-    def __init__(self, lengths: list[int], batch_size: int, seed: int, epoch):
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, epoch
-
-    def __len__(self):
-        return len(self.lengths)
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch())
-        if self.batch_size == 1:
-            return iter(torch.randperm(len(self), generator=generator).tolist())
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
-
-
 class DistillTrainer(Trainer):
     """The HF Trainer with its loss replaced; no logits come out of the model's own forward."""
 
@@ -118,6 +53,8 @@ class DistillTrainer(Trainer):
         self.teacher_head = None if teacher is None else teacher.head.to(self.args.device)
         self.model_accepts_loss_kwargs = True  # the loss is divided by num_items_in_batch here
         self.sums = {}
+        self.parts = 1  # forward passes that a batch is taken in; doubled when memory runs out
+        self.step, self.batches = None, []  # of the optimiser step that is under way
 
     def _get_train_sampler(self, train_dataset=None):
         return EpochSampler(
@@ -125,9 +62,56 @@ class DistillTrainer(Trainer):
             self.args.train_batch_size,
             self.args.seed,
             lambda: int((self.state.epoch or 0) + 1e-6),
+            parallel.processes(),
+        )
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """A forward and backward pass; where memory runs out, the step begins again in smaller ones.
+
+        The effective batch and the loss stay what they are: sums over the same answer tokens.
+        """
+        if self.step != self.state.global_step:
+            self.step, self.batches = self.state.global_step, []
+        self.batches.append(inputs)
+        batches, one_pass = self.batches[-1:], super().training_step
+        while True:
+            try:
+                for batch in batches:
+                    pieces = split(batch, self.parts) if self.parts > 1 else [batch]
+                    losses = [one_pass(model, piece, num_items_in_batch) for piece in pieces]
+                return sum(losses)
+            except torch.OutOfMemoryError as error:
+                self._halve(str(error))
+            # Outside the handler, which holds on to the failed pass and its memory.
+            model.zero_grad()
+            self.sums, batches = {}, self.batches
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _halve(self, reason: str) -> None:
+        rows = -(-self.args.train_batch_size // self.parts)
+        if rows == 1 or parallel.processes() > 1:
+            raise UserError(
+                f"out of memory with {rows} rows per pass ({reason.split('.')[0]}). Lower batch_size and "
+                "raise gradient_accumulation by as much, or set gradient_checkpointing, tuning: lora, "
+                "load_in_4bit, or a smaller data.max_tokens"
+            )
+        self.parts *= 2
+        logging.warning(
+            "out of memory: step %d begins again with %d rows per pass, the same effective batch",
+            self.state.global_step + 1,
+            -(-self.args.train_batch_size // self.parts),
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, metrics = model(inputs, num_items_in_batch)  # which is `losses` below
+        for name in ("ce_sum", "divergence_sum", "tokens"):
+            self.sums[name] = self.sums.get(name, 0) + metrics[name]
+        return loss * parallel.processes()  # num_items is that of all processes; gradients are averaged
+
+    def losses(self, inputs, num_items):
+        """(loss, metrics) of a batch: what calling the model means while it trains."""
+        model = self.model
         learn = inputs["labels"] != -100
         autocast = torch.autocast(self.args.device.type, self.dtype, enabled=self.dtype != torch.float32)
         with autocast:
@@ -140,7 +124,7 @@ class DistillTrainer(Trainer):
         elif self.teacher:
             stored = stored["hidden"]
         objective = self.objective
-        loss, metrics = distill_loss(
+        return distill_loss(
             hidden[learn].to(self.dtype),
             models.head_weight(model, self.vocabulary).to(self.dtype),
             stored,
@@ -152,22 +136,45 @@ class DistillTrainer(Trainer):
             temperature=objective.temperature,
             temperature_squared=objective.temperature_squared,
             use_ce=objective.use_ce,
-            num_items=num_items_in_batch,
+            num_items=num_items,
             teacher_logits=decode,
         )
-        for name in ("ce_sum", "divergence_sum", "tokens"):
-            self.sums[name] = self.sums.get(name, 0) + metrics[name]
-        return loss
 
     def log(self, logs, *args, **kwargs):
         if self.sums and "loss" in logs:
-            tokens = max(float(self.sums["tokens"]), 1.0)
-            logs["ce"] = float(self.sums["ce_sum"]) / tokens
+            ce, divergence, tokens = parallel.summed(list(self.sums.values()), self.args.device)
+            tokens = max(tokens, 1.0)
+            logs["ce"] = ce / tokens
             if self.objective.divergence:
-                logs["divergence"] = float(self.sums["divergence_sum"]) / tokens
+                logs["divergence"] = divergence / tokens
             logs["answer_tokens"] = int(tokens)
+            if self.parts > 1:
+                logs["parts"] = self.parts
             self.sums = {}
+            self._refuse_broken(logs)
         super().log(logs, *args, **kwargs)
+
+    def _refuse_broken(self, logs) -> None:
+        """Stop before a model that is no longer one is saved, in a checkpoint or as the result."""
+        broken = [k for k in ("loss", "grad_norm") if not math.isfinite(logs.get(k, 0.0))]
+        if broken:
+            rows = sorted(
+                {int(row) for batch in self.batches for row in batch["rows"]} - {len(self.train_dataset)}
+            )
+            raise UserError(
+                f"step {self.state.global_step}: {broken[0]} is {logs[broken[0]]} "
+                f"({self.objective.divergence or 'cross-entropy'}); nothing is saved. The step's rows, by "
+                f"their place in train.parquet: {rows}. A lower learning_rate or max_grad_norm, or dtype: "
+                "float32, may help"
+            )
+
+
+class Arguments(TrainingArguments):
+    """The Trainer takes to nn.DataParallel where one process sees several GPUs; here it never does."""
+
+    @property
+    def n_gpu(self):
+        return min(super().n_gpu, 1)
 
 
 class Follow(TrainerCallback):
@@ -178,12 +185,14 @@ class Follow(TrainerCallback):
         self.first = state.global_step
 
     def on_step_end(self, args, state, control, **kwargs):
-        if time.monotonic() - self.saved > SECONDS_BETWEEN_CHECKPOINTS:
+        if parallel.agreed(time.monotonic() - self.saved > SECONDS_BETWEEN_CHECKPOINTS):
             control.should_save = state.global_step < state.max_steps
 
     def on_save(self, args, state, control, **kwargs):
-        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-        write_json(folder / "seal.json", hash_files(folder, [folder]))
+        parallel.wait_for_all()  # each process has written its own random state
+        if parallel.rank() == 0:
+            folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            write_json(folder / "seal.json", hash_files(folder, [folder]))
         self.saved = time.monotonic()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -217,31 +226,37 @@ def last_checkpoint(folder: Path) -> str | None:
     return None
 
 
-def prepare(model, settings):
+def prepare(model, settings, backend):
     """Make trainable what is to be trained: adapters or every weight, always in float32."""
     model.config.use_cache = False
-    if settings.gradient_checkpointing:
+    if settings.gradient_checkpointing and backend == "transformers":  # Unsloth has its own
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    if settings.tuning == "full":
-        return model.float()
-    targets = settings.lora_target_modules
-    try:
-        return get_peft_model(
-            model,
-            LoraConfig(
-                task_type="CAUSAL_LM",
-                r=settings.lora_rank,
-                lora_alpha=settings.lora_alpha,
-                lora_dropout=settings.lora_dropout,
-                target_modules=targets if isinstance(targets, str) else list(targets),
-            ),
+    return model.float() if settings.tuning == "full" else backends.with_adapters(model, settings, backend)
+
+
+def steps_per_process(accumulation: int) -> int:
+    """Forward passes of each process per optimiser step, so that together they are `accumulation`."""
+    each, rest = divmod(accumulation, parallel.processes())
+    if rest:
+        raise UserError(
+            f"gradient_accumulation: {accumulation} forward passes cannot be shared out evenly to "
+            f"{parallel.processes()} processes (resources.gpus)"
         )
-    except ValueError as error:
-        raise UserError(f"lora_target_modules: {error}") from error
+    return each
 
 
-def train(model, frame, *, settings, objective: Objective, teacher, vocabulary: int, work: Path):
+def train(
+    model,
+    frame,
+    *,
+    settings,
+    objective: Objective,
+    teacher,
+    vocabulary: int,
+    work: Path,
+    backend: str = "transformers",
+):
     """Train `model` on the rows of `frame`. settings: a config.Training with a seed.
 
     teacher: the TeacherCache of these rows, an OnlineTeacher, or None without a divergence. work: the folder
@@ -249,7 +264,7 @@ def train(model, frame, *, settings, objective: Objective, teacher, vocabulary: 
     """
     set_seed(settings.seed)
     models.check_head(model, vocabulary)
-    model = prepare(model, settings)
+    model = prepare(model, settings, backend)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     logging.info(
         "%d rows, %d answer tokens, %.2f M of %.1f M weights trained",
@@ -258,24 +273,31 @@ def train(model, frame, *, settings, objective: Objective, teacher, vocabulary: 
         trainable / 1e6,
         sum(p.numel() for p in model.parameters()) / 1e6,
     )
-    arguments = TrainingArguments(
+    tensorboard = os.getenv("KDAG_TENSORBOARD")
+    if tensorboard:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(work.parent / "tensorboard")
+    arguments = Arguments(
         output_dir=str(work),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
+        gradient_accumulation_steps=steps_per_process(settings.gradient_accumulation),
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule,
         warmup_steps=settings.warmup_ratio,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
         seed=settings.seed,
+        optim=backends.optimizer(settings),
+        fp16=settings.dtype == "float16" and models.device().type == "cuda",  # scaled, or it underflows
         use_cpu=models.device().type == "cpu",
+        ddp_backend=parallel.backend(),
+        ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",
         save_total_limit=1,
-        report_to="none",
+        report_to="tensorboard" if tensorboard else "none",
         disable_tqdm=True,
         dataloader_pin_memory=models.device().type == "cuda",
         dataloader_num_workers=READERS[models.device().type],
@@ -292,11 +314,23 @@ def train(model, frame, *, settings, objective: Objective, teacher, vocabulary: 
         callbacks=[Follow()],
     )
     trainer.remove_callback(PrinterCallback)
-    checkpoint = last_checkpoint(work)
+    checkpoint = parallel.agreed(last_checkpoint(work) if parallel.rank() == 0 else None)
     if checkpoint:
         logging.info("going on from %s", checkpoint)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    keys = ("step", "epoch", "loss", "ce", "divergence", "answer_tokens", "learning_rate", "grad_norm")
+    torch.manual_seed(settings.seed + parallel.rank())  # the same dropout on other rows would be no sample
+    with models.forward_replaced(model, trainer.losses):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    keys = (
+        "step",
+        "epoch",
+        "loss",
+        "ce",
+        "divergence",
+        "answer_tokens",
+        "learning_rate",
+        "grad_norm",
+        "parts",
+    )
     log = [
         {key: entry[key] for key in keys if key in entry}
         for entry in trainer.state.log_history
@@ -305,65 +339,17 @@ def train(model, frame, *, settings, objective: Objective, teacher, vocabulary: 
     return model, log
 
 
-def save_trained(model, tokenizer, folder: Path, dtype: str) -> None:
-    """Write the merged model in `dtype` to `folder`, and for LoRA the adapter to `folder`/adapter."""
+def save_trained(model, tokenizer, folder: Path, dtype: str, base: Path | None = None) -> None:
+    """Write the merged model in `dtype` to `folder`, and for LoRA the adapter to `folder`/adapter.
+
+    base: where the untrained weights lie, if the model holds them in four bits: they are merged as they are.
+    """
     adapter = folder / "adapter"
     if hasattr(model, "peft_config"):
         model.save_pretrained(adapter)
+        if base is not None:
+            model = PeftModel.from_pretrained(models.load_model(base, dtype, to_device=False), adapter)
         model = model.merge_and_unload()
     model = model.to(getattr(torch, dtype))
     model.config.use_cache = True
     models.save(model, tokenizer, folder)
-
-
-def run_stage(stage: str, args, settings, objective: Objective, teacher: Path | None) -> None:
-    """A training stage from its inputs to its manifest; shared by sft.py and distill.py.
-
-    teacher: the manifest of the teacher's cache, or, for an online teacher, of the teacher itself.
-    """
-    frame = read_rows(args.train)
-    data = read_json(args.train.parent / "manifest.json")
-    vocabulary = data["vocabulary_size"]
-    inputs = {
-        "model": sha256_file(args.model.parent / "manifest.json"),
-        "data": sha256_file(args.train.parent / "manifest.json"),
-    }
-    seen = None
-    if teacher:
-        inputs["teacher"] = sha256_file(teacher)
-        if settings.teacher_dtype:
-            seen = OnlineTeacher(teacher, settings.teacher_dtype, vocabulary)
-        else:
-            seen = TeacherCache(teacher, "train", frame, data, args.expect_teacher)
-    # A checkpoint is resumed only by the very job that wrote it: same parameters, inputs and code.
-    params = settings.model_dump()
-    code = {m.__name__: sha256_file(m.__file__) for m in own_modules()}
-    work = args.output.parent / f".checkpoints-{sha256_json([stage, params, inputs, code])[:12]}"
-    for stale in args.output.parent.glob(".checkpoints-*"):
-        if stale != work:
-            shutil.rmtree(stale)
-    model, log = train(
-        models.load_model(args.model, settings.dtype),
-        frame,
-        settings=settings,
-        objective=objective,
-        teacher=seen,
-        vocabulary=vocabulary,
-        work=work,
-    )
-    with atomic_path(args.output) as partial:
-        save_trained(model, models.load_tokenizer(args.model), partial, settings.dtype)
-    write_text(args.log, "".join(json.dumps(entry) + "\n" for entry in log))
-    write_manifest(
-        args.manifest,
-        stage=stage,
-        params=params,
-        inputs=inputs,
-        outputs=[args.output, args.log],
-        device=models.device_name(),
-    )
-    shutil.rmtree(work, ignore_errors=True)
-
-
-def own_modules() -> list:
-    return [m for name, m in sorted(sys.modules.items()) if name.startswith("kdag.")]
