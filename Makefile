@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test lint schema clean fidelity bench audit
+.PHONY: help install demo test lint schema clean fidelity bench audit test-slurm orphans test-gpu bench-gpu doctor status plan publish
 .DEFAULT_GOAL := help
+CONFIG ?= config.yaml
+CARD ?= H200
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,10 +25,29 @@ demo: install ## run the whole DAG on models that a package ships, and print the
 test: install lint ## run the tests (about 10 minutes on two cores)
 	$(BIN)/pytest
 
+test-slurm: install ## run the tests on a SLURM cluster that they start here, skipped where Debian has none
+	$(BIN)/python tests/slurm/cluster.py install
+	$(BIN)/pytest -m slurm -rs tests/slurm
+
+test-gpu: install ## the tests that need a GPU; skipped where there is none
+	$(BIN)/pytest -m gpu -rs tests/gpu
+
+doctor: ## is this machine ready for CONFIG=config.yaml, and what to do about what is not
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) workflow/scripts/doctor.py --config $(CONFIG)
+
+plan: install ## memory, disk and hours of every stage of CONFIG on CARD=H200, and what does not fit
+	$(BIN)/python workflow/scripts/plan.py --config $(CONFIG) --card $(CARD)
+
+status: ## what of CONFIG is done, running, failed, waiting, also beside a run; the last line of each log
+	@$(BIN)/python workflow/scripts/status.py --config $(CONFIG)
+
 lint: install ## style of Python and Snakemake files
 	$(BIN)/ruff check && $(BIN)/ruff format --check
 	$(BIN)/snakefmt --check Snakefile workflow/rules
 	$(BIN)/snakemake --lint
+
+publish: ## make publish MODEL=fkl-seed0 REPO=owner/name [CONFIG= DRY=1 PUBLIC=1 LICENCE=]: a model and its card to a hub
+	$(BIN)/python workflow/scripts/publish.py --model "$(MODEL)" $(if $(REPO),--repo "$(REPO)") --config $(CONFIG) $(if $(LICENCE),--licence "$(LICENCE)") $(if $(DRY),--dry-run) $(if $(PUBLIC),--public)
 
 schema: install ## write workflow/schemas/config.schema.json anew from config.py
 	$(BIN)/python workflow/scripts/write_schema.py
@@ -39,6 +60,12 @@ fidelity: install ## what storing less of the teacher costs, measured on the dem
 
 bench: install ## measure speed and memory beside peers and limits, after `make demo` (about 20 minutes)
 	for name in loss step cache growth peers; do $(BIN)/python bench/$$name.py --json results/bench/$$name.json || exit 1; done
+
+bench-gpu: install ## the figures at real shapes on one GPU (under 10 minutes)
+	$(BIN)/python bench/gpu.py --json results/bench/gpu.json
+
+orphans: install ## jobs that an earlier run left in SLURM for this folder; CANCEL=1 ends them
+	$(BIN)/python workflow/scripts/orphans.py $(if $(CANCEL),--cancel)
 
 audit: install ## make audit TABLE=file.csv [PROMPTS=file.jsonl]: for which prompt counts are a table's values possible?
 	$(BIN)/python workflow/scripts/audit_table.py --table "$(TABLE)" $(if $(PROMPTS),--prompts "$(PROMPTS)")

@@ -139,6 +139,23 @@ def peak_memory():
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else status("VmHWM")
 
 
+def on_gpu():
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def reset_peak():
+    """`peak_memory` begins anew from what is held now."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 class Stopwatch:
     """Where the time goes: functions that are wrapped add their seconds under a name."""
 
@@ -291,6 +308,41 @@ def vocabulary_size(data):
     from kdag.manifest import read_json
 
     return read_json(data / "manifest.json")["vocabulary_size"]
+
+
+def train_timed(last=None, **kwargs):
+    """kdag.training.train, whole; the seconds of every optimiser step, reading its batches included.
+
+    last: a context, such as a profiler, in which the last step runs.
+    """
+    from kdag import training
+
+    seconds = []
+
+    class Timed(training.Follow):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.begin = now()
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            if last and state.global_step == state.max_steps - 1:
+                last.__enter__()
+
+        def on_step_end(self, args, state, control, **kwargs):
+            end = now()
+            seconds.append(end - self.begin)
+            self.begin = end
+            if last and state.global_step == state.max_steps:
+                last.__exit__(None, None, None)
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            pass
+
+    made, training.Follow = training.Follow, Timed
+    try:
+        training.train(**kwargs)
+    finally:
+        training.Follow = made
+    return seconds
 
 
 def train_by_turns(baton, notes=dict, **kwargs):

@@ -75,7 +75,7 @@ def student_with_adapters(student, settings):
     from kdag import models, training
 
     set_seed(settings.seed)
-    return training.prepare(models.load_model(student, settings.dtype), settings)
+    return training.prepare(models.load_model(student, settings.dtype), settings, "transformers")
 
 
 def run_kdag(baton, student, teacher, folder, settings, online):

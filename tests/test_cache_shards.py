@@ -132,6 +132,20 @@ def copied(finished, tmp_path_factory) -> Project:
     return copy
 
 
+def test_another_number_of_gpus_runs_nothing_again(finished, tmp_path):
+    raw = yaml.safe_load((finished.folder / "config.yaml").read_text())
+    stages = ("sft_teacher", "cache_teacher", "sft_student", "distill", "generate", "measure_fidelity")
+    raw["resources"] = {"gpus": dict.fromkeys(stages, 2)}
+    config = tmp_path / "gpus.yaml"
+    config.write_text(yaml.safe_dump(raw, sort_keys=False))
+    arguments = ["--replace-workflow-config", "--configfile", str(config)]
+    assert not planned(finished, *arguments)[0]
+    printed = finished.snakemake("-n", "-p", "--forceall", *arguments).stdout
+    commands = [line for line in printed.splitlines() if "python workflow/scripts/" in line]
+    gpus = [command for command in commands if "--gpus" in command]
+    assert len(gpus) == 1 + 1 + 5 + 8 + 6 and all("--gpus 2 " in command for command in gpus)
+
+
 def with_shards(project: Project, count: int) -> list[str]:
     raw = yaml.safe_load((project.folder / "config.yaml").read_text())
     raw["teacher_cache"]["shards"] = count

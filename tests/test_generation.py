@@ -303,7 +303,7 @@ def test_both_backends_ask_the_same_prompts_and_tell_ends_alike(directory, loade
         "vllm/lora/request.py": "LoRARequest = None",
         "vllm/lora/__init__.py": "",
         "vllm/renderers/__init__.py": "",
-        "vllm/renderers/hf.py": "def resolve_chat_template(tokenizer, **kwargs): return tokenizer.chat_template",
+        "vllm/renderers/hf.py": "def resolve_chat_template(tokenizer, **_): return tokenizer.chat_template",
         "vllm/tokenizers.py": "import transformers\n"
         "def get_tokenizer(path, tokenizer_mode, trust_remote_code, revision):\n"
         "    return transformers.AutoTokenizer.from_pretrained(path)",

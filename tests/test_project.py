@@ -73,3 +73,19 @@ def test_make_targets_of_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make ([a-z-]+)", (ROOT / "README.md").read_text(), re.M):
         assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_the_chinese_readme_keeps_step():
+    """As many headings, level by level; the same commands, links, pictures and figures."""
+    texts = [(ROOT / name).read_text() for name in ("README.md", "README.zh-CN.md")]
+    for what in (
+        r"^(#+) ",
+        r"(?ms)^```\w*\n.*?^```",
+        r"\]\(((?!README)[^)#]+)\)",
+        r"^\| (?:student|teacher).*$",
+        r"(?a)(?<![\w.])\d+\.\d+(?!\.?\w)",
+    ):
+        ours, theirs = (re.findall(what, text, re.M) for text in texts)
+        assert sorted(ours) == sorted(theirs), what
+    tables = [sum(line.startswith("|") for line in text.splitlines()) for text in texts]
+    assert tables[0] == tables[1]

@@ -42,6 +42,7 @@ def page(finished, tmp_path_factory):
         *("--comparisons", folder / "report" / "comparisons.csv"),
         *("--tasks", folder / "report" / "tasks.csv"),
         *("--verdict", folder / "report" / "verdict.md"),
+        *("--plan", folder / "report" / "plan.json"),
         *("--output", folder / "report" / "index.html"),
     )
     return folder / "report" / "index.html"

@@ -20,7 +20,9 @@ sys.path.insert(0, str(SCRIPTS))
 
 from kdag.config import load_config
 from kdag.errors import UserError
+from kdag.jobsize import host_mb, minutes, model_bytes
 from kdag.manifest import canonical_json, sha256_json
+from kdag.orphans import PREFIX, orphans, refusal
 from kdag.stages import model_ids, stage_params, student_ids
 
 try:
@@ -40,6 +42,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # No parameter of a stage, as it changes no result.
 os.environ.update(KDAG_TENSORBOARD="1" if CONFIG.resources.tensorboard else "")
+
+# Snakemake's cache between workflows, for the teacher and its states: docs/cluster.md. It takes no rule that
+# is benchmarked, so while it is in use no rule is.
+OUTPUT_CACHE = bool(os.getenv("SNAKEMAKE_OUTPUT_CACHE"))
+if OUTPUT_CACHE:
+    workflow.benchmark = lambda *paths, **named: lambda rule: rule
 
 
 def code(script):
@@ -73,9 +81,22 @@ def params(stage):
     return of
 
 
-def needs(stage):
-    """What a job of a GPU stage asks for, wherever it runs."""
-    return {"gpu": getattr(CONFIG.resources.gpus, stage)}
+def needs(stage, models=("model",)):
+    """What a job asks for, wherever it runs; memory and time grow with its models and with each attempt.
+
+    models: the names of the inputs that are models. Until they are there a dry run shows <TBD>.
+    """
+    gpus = getattr(CONFIG.resources.gpus, stage, 0)
+
+    def weights(inputs):
+        return sum(model_bytes(inputs[name]) for name in models)
+
+    return {
+        "gpu": gpus,
+        **({} if gpus else {"gpu_model": ""}),
+        "mem_mb": lambda wildcards, input, attempt: attempt * host_mb(weights(input), max(1, gpus)),
+        "runtime": lambda wildcards, input, attempt: attempt * minutes(weights(input)),
+    }
 
 
 def fetched(kind, stage):
@@ -127,3 +148,17 @@ def model_home(model):
         "student-untrained": STUDENT,
     }
     return fixed.get(model) or "<results>/students/{}/seed{}".format(*STUDENTS[model])
+
+
+onstart:
+    # Only the run itself comes here: no dry run, and no job's own snakemake.
+    slurm = hasattr(workflow.executor_settings, "jobname_prefix")
+    prefix = (slurm and workflow.executor_settings.jobname_prefix) or PREFIX
+    try:
+        running = orphans(Path(), prefix)
+    except UserError as error:
+        if slurm:
+            raise WorkflowError(f"Nothing has run: {error}")
+        running = []
+    if running:
+        raise WorkflowError(*refusal(running, prefix))

@@ -36,6 +36,8 @@ if CONFIG.student.derive:
             "<logs>/derive_student.log",
         conda:
             "../../envs/train.yaml"
+        resources:
+            **needs("derive_student"),
         params:
             config=params("derive_student"),
         shell:

@@ -27,8 +27,8 @@ rule generate:
     params:
         config=params("generate"),
     shell:
-        "python {input.code[0]} --name generate/{wildcards.model} --config {params.config:q}"
-        " --model {input.model:q} --prompts {input.prompts:q}"
+        "python {input.code[0]} --name generate/{wildcards.model} --gpus {resources.gpu}"
+        " --config {params.config:q} --model {input.model:q} --prompts {input.prompts:q}"
         " --output {output.samples:q} --settings {output.settings:q} 2>&1 | tee {log:q}"
 
 
@@ -44,6 +44,7 @@ rule score:
         scores="<results>/eval/{model}/scores.json",
     log:
         "<logs>/score/{model}.log",
+    localrule: True
     conda:
         "../../envs/eval.yaml"
     shell:
@@ -73,13 +74,13 @@ rule measure_fidelity:
         "../../envs/train.yaml"
     threads: 8
     resources:
-        **needs("measure_fidelity"),
+        **needs("measure_fidelity", ["model", "untrained"]),
     params:
         config=params("measure_fidelity"),
     shell:
-        "python {input.code[0]} --name fidelity/{wildcards.model} --config {params.config:q}"
-        " --model {input.model:q} --untrained {input.untrained:q} --heldout {input.heldout:q}"
-        " --cache {input.cache:q} --output {output.fidelity:q} 2>&1 | tee {log:q}"
+        "python {input.code[0]} --name fidelity/{wildcards.model} --gpus {resources.gpu}"
+        " --config {params.config:q} --model {input.model:q} --untrained {input.untrained:q}"
+        " --heldout {input.heldout:q} --cache {input.cache:q} --output {output.fidelity:q} 2>&1 | tee {log:q}"
 
 
 rule evaluate_task:
@@ -104,6 +105,6 @@ rule evaluate_task:
     params:
         config=params("evaluate_task"),
     shell:
-        "python {input.code[0]} --name {wildcards.task}/{wildcards.model} --config {params.config:q}"
-        " --model {input.model:q} --task {input.task:q} --fetched {input.fetched:q}"
-        " --output {output.samples:q} --scores {output.scores:q} 2>&1 | tee {log:q}"
+        "python {input.code[0]} --name {wildcards.task}/{wildcards.model} --gpus {resources.gpu}"
+        " --config {params.config:q} --model {input.model:q} --task {input.task:q}"
+        " --fetched {input.fetched:q} --output {output.samples:q} --scores {output.scores:q} 2>&1 | tee {log:q}"

@@ -52,6 +52,7 @@ rule write_report:
         verdict="<results>/report/verdict.md",
     output:
         html=report("<results>/report/index.html", caption="../report/index.rst", category="Report"),
+        plan="<results>/report/plan.json",
     log:
         "<logs>/write_report.log",
     localrule: True
@@ -63,5 +64,5 @@ rule write_report:
         "python {input.code[0]} --config {params.config:q} --template {input.template:q}"
         " --scores {input.scores:q} --fidelity {input.fidelity:q} --training {input.training:q}"
         " --manifests {input.manifests:q} --intervals {input.intervals:q}"
-        " --comparisons {input.comparisons:q} --tasks {input.tasks:q} --verdict {input.verdict:q} --output {output.html:q}"
-        " 2>&1 | tee {log:q}"
+        " --comparisons {input.comparisons:q} --tasks {input.tasks:q} --verdict {input.verdict:q}"
+        " --plan {output.plan:q} --output {output.html:q} 2>&1 | tee {log:q}"

@@ -25,9 +25,9 @@ rule sft_student:
     params:
         config=params("sft_student"),
     shell:
-        "python {input.code[0]} --name sft/seed{wildcards.seed} --config {params.config:q}"
-        " --model {input.model:q} --train {input.train:q} --output {output.model:q}"
-        " --log {output.log:q} --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+        "python {input.code[0]} --name sft/seed{wildcards.seed} --gpus {resources.gpu}"
+        " --config {params.config:q} --model {input.model:q} --train {input.train:q}"
+        " --output {output.model:q} --log {output.log:q} --manifest {output.manifest:q} 2>&1 | tee {log:q}"
 
 
 rule distill:
@@ -56,7 +56,7 @@ rule distill:
     params:
         config=params("distill"),
     shell:
-        "python {input.code[0]} --name {wildcards.strategy}/seed{wildcards.seed}"
+        "python {input.code[0]} --name {wildcards.strategy}/seed{wildcards.seed} --gpus {resources.gpu}"
         " --config {params.config:q} --model {input.model:q} --train {input.train:q}"
         " --teacher {input.teacher:q} --expect-teacher {input.trained:q}"
         " --output {output.model:q} --log {output.log:q} --manifest {output.manifest:q} 2>&1 | tee {log:q}"

@@ -18,6 +18,7 @@ rule sft_teacher:
         "<logs>/sft_teacher.log",
     benchmark:
         "<benchmarks>/sft_teacher.tsv"
+    cache: OUTPUT_CACHE
     conda:
         "../../envs/train.yaml"
     threads: 8
@@ -26,8 +27,8 @@ rule sft_teacher:
     params:
         config=params("sft_teacher"),
     shell:
-        "python {input.code[0]} --name sft_teacher --config {params.config:q} --model {input.model:q}"
-        " --train {input.train:q} --output {output.model:q} --log {output.log:q}"
+        "python {input.code[0]} --name sft_teacher --gpus {resources.gpu} --config {params.config:q}"
+        " --model {input.model:q} --train {input.train:q} --output {output.model:q} --log {output.log:q}"
         " --manifest {output.manifest:q} 2>&1 | tee {log:q}"
 
 
@@ -42,13 +43,14 @@ if CONFIG.teacher_cache.shards == 1:
             teacher="<results>/teacher/manifest.json",
             model=ancient("<results>/teacher/model"),
         output:
-            parts=[directory(f"<results>/cache/{part}") for part in CACHED],
+            **{part: directory(f"<results>/cache/{part}") for part in CACHED},
             head="<results>/cache/head.safetensors",
             manifest="<results>/cache/manifest.json",
         log:
             "<logs>/cache_teacher.log",
         benchmark:
             "<benchmarks>/cache_teacher.tsv"
+        cache: OUTPUT_CACHE
         conda:
             "../../envs/train.yaml"
         threads: 8
@@ -58,17 +60,16 @@ if CONFIG.teacher_cache.shards == 1:
             config=params("cache_teacher"),
             parts=CACHED,
         shell:
-            "python {input.code[0]} --name cache_teacher --config {params.config:q} --model {input.model:q}"
-            " --parts {params.parts} --train {input.train:q} --heldout {input.heldout:q}"
-            " --manifest {output.manifest:q}"
-            " 2>&1 | tee {log:q}"
+            "python {input.code[0]} --name cache_teacher --gpus {resources.gpu} --config {params.config:q}"
+            " --model {input.model:q} --parts {params.parts} --train {input.train:q}"
+            " --heldout {input.heldout:q} --manifest {output.manifest:q} 2>&1 | tee {log:q}"
 
 else:
 
     SHARES = expand(
-        "<results>/cache-shards/{number}-of-{count}",
-        number=range(CONFIG.teacher_cache.shards),
-        count=CONFIG.teacher_cache.shards,
+        "<results>/cache-shards/{share}-of-{shares}",
+        share=range(CONFIG.teacher_cache.shards),
+        shares=CONFIG.teacher_cache.shards,
     )
 
     rule cache_shard:
@@ -80,12 +81,12 @@ else:
             teacher="<results>/teacher/manifest.json",
             model=ancient("<results>/teacher/model"),
         output:
-            files=directory("<results>/cache-shards/{number}-of-{count}/files"),
-            manifest="<results>/cache-shards/{number}-of-{count}/manifest.json",
+            files=directory("<results>/cache-shards/{share}-of-{shares}/files"),
+            manifest="<results>/cache-shards/{share}-of-{shares}/manifest.json",
         log:
-            "<logs>/cache_shard/{number}-of-{count}.log",
+            "<logs>/cache_shard/{share}-of-{shares}.log",
         benchmark:
-            "<benchmarks>/cache_shard/{number}-of-{count}.tsv"
+            "<benchmarks>/cache_shard/{share}-of-{shares}.tsv"
         conda:
             "../../envs/train.yaml"
         threads: 8
@@ -95,10 +96,10 @@ else:
             config=params("cache_teacher"),
             parts=CACHED,
         shell:
-            "python {input.code[0]} --name cache/{wildcards.number}-of-{wildcards.count}"
-            " --config {params.config:q} --model {input.model:q} --parts {params.parts}"
-            " --train {input.train:q} --heldout {input.heldout:q}"
-            " --share {wildcards.number}/{wildcards.count} --files {output.files:q}"
+            "python {input.code[0]} --name cache/{wildcards.share}-of-{wildcards.shares}"
+            " --gpus {resources.gpu} --config {params.config:q} --model {input.model:q}"
+            " --parts {params.parts} --train {input.train:q} --heldout {input.heldout:q}"
+            " --share {wildcards.share}/{wildcards.shares} --files {output.files:q}"
             " --manifest {output.manifest:q} 2>&1 | tee {log:q}"
 
     rule gather_cache:
@@ -107,7 +108,7 @@ else:
             shares=[f"{share}/manifest.json" for share in SHARES],
             files=ancient([f"{share}/files" for share in SHARES]),
         output:
-            parts=[directory(f"<results>/cache/{part}") for part in CACHED],
+            **{part: directory(f"<results>/cache/{part}") for part in CACHED},
             head="<results>/cache/head.safetensors",
             manifest="<results>/cache/manifest.json",
         log:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kdag import cli
 from kdag.config import TeacherCache as Settings
+from kdag.gpu_lease import leased
 from kdag.manifest import atomic_path, read_json, sha256_file, write_manifest
 
 
@@ -24,7 +25,7 @@ def share(text: str) -> tuple[int, int]:
 
 
 def arguments():
-    parser = cli.parser(__doc__.splitlines()[0])
+    parser = cli.parser(__doc__.splitlines()[0], gpus=True)
     parser.add_argument("--config", type=json.loads, default={}, help="keys of `teacher_cache`")
     parser.add_argument("--model", type=Path, required=True, help="the fine-tuned teacher's directory")
     parser.add_argument("--train", type=Path, required=True, help="train.parquet")
@@ -119,4 +120,4 @@ def encoder(store: str, head, settings: Settings):
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments(), memory="teacher_cache.batch_tokens")
+    cli.run(leased(main), arguments(), memory="teacher_cache.batch_tokens")

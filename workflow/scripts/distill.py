@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from kdag import backends, cli
-from kdag.config import DistillationJob
+from kdag.config import DistillationJob, checked
 from kdag.parallel import one_process_per_gpu
 
 
@@ -31,7 +31,7 @@ def arguments():
 
 
 def main(args):
-    settings = DistillationJob(**args.config)
+    settings = checked(DistillationJob, args.config)
     backend = backends.start(settings.backend)  # before transformers is imported
 
     from kdag.training import Objective
@@ -49,4 +49,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(one_process_per_gpu(main), arguments())
+    cli.run(one_process_per_gpu(main, DistillationJob), arguments())

@@ -5,11 +5,12 @@ import logging
 from pathlib import Path
 
 from kdag import cli, tasks
+from kdag.gpu_lease import leased
 from kdag.manifest import read_json, write_json, write_jsonl
 
 
 def arguments():
-    parser = cli.parser(__doc__)
+    parser = cli.parser(__doc__, gpus=True)
     parser.add_argument("--config", type=json.loads, required=True, help="generation settings and the task")
     parser.add_argument("--model", type=Path, required=True, help="from_pretrained directory")
     parser.add_argument("--task", type=Path, required=True, help="folder of fetch_task.py")
@@ -31,4 +32,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments(), memory="evaluation.batch_size")
+    cli.run(leased(main), arguments(), memory="evaluation.batch_size")

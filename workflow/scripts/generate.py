@@ -11,11 +11,12 @@ import os
 from pathlib import Path
 
 from kdag import cli
+from kdag.gpu_lease import leased
 from kdag.manifest import read_jsonl, write_json, write_jsonl
 
 
 def arguments():
-    parser = cli.parser(__doc__.splitlines()[0])
+    parser = cli.parser(__doc__.splitlines()[0], gpus=True)
     parser.add_argument("--config", type=json.loads, required=True, help="generation section, JSON")
     parser.add_argument("--model", type=Path, required=True, help="from_pretrained directory")
     parser.add_argument("--prompts", type=Path, required=True, help="JSONL of select_prompts.py")
@@ -44,4 +45,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments(), memory="evaluation.batch_size")
+    cli.run(leased(main), arguments(), memory="evaluation.batch_size")

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 from kdag import cli
+from kdag.gpu_lease import leased
 from kdag.manifest import read_json, sha256_file, write_json
 
 
 def arguments():
-    parser = cli.parser(__doc__)
+    parser = cli.parser(__doc__, gpus=True)
     parser.add_argument("--config", type=json.loads, default={"dtype": "bfloat16"})
     parser.add_argument("--model", type=Path, required=True, help="the student's directory")
     parser.add_argument("--untrained", type=Path, required=True, help="the untrained student's directory")
@@ -36,7 +37,7 @@ def main(args):
         hidden = dict(answer_states(model, frame, 8192, f"rows through {directory.parent.name}"))
         return (
             torch.cat([hidden[i].cpu() for i in range(len(frame))]),
-            models.head_weight(model, vocabulary).detach().clone(),
+            models.head_weight(model, vocabulary).detach().to(models.device(), copy=True),
         )
 
     untrained = states_and_head(args.untrained)
@@ -56,4 +57,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments())
+    cli.run(leased(main), arguments())

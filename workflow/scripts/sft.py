@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from kdag import backends, cli
-from kdag.config import TeacherTraining
+from kdag.config import TeacherTraining, checked
 from kdag.parallel import one_process_per_gpu
 
 
@@ -20,7 +20,7 @@ def arguments():
 
 
 def main(args):
-    settings = TeacherTraining(**args.config)
+    settings = checked(TeacherTraining, args.config)
     backend = backends.start(settings.backend)  # before transformers is imported
 
     from kdag.training import Objective
@@ -30,4 +30,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(one_process_per_gpu(main), arguments())
+    cli.run(one_process_per_gpu(main, TeacherTraining), arguments())

@@ -7,8 +7,12 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from kdag import cli, html_report
-from kdag.manifest import read_json, read_jsonl, write_text
+from kdag import cards, cli, html_report, planner
+from kdag.cards import Shape
+from kdag.config import load_config
+from kdag.errors import UserError
+from kdag.manifest import read_json, read_jsonl, write_json, write_text
+from plan import counted
 
 
 def arguments():
@@ -23,6 +27,7 @@ def arguments():
     parser.add_argument("--comparisons", type=Path, required=True)
     parser.add_argument("--tasks", type=Path, required=True, help="tasks.csv")
     parser.add_argument("--verdict", type=Path, required=True)
+    parser.add_argument("--plan", type=Path, required=True, help="plan.json, written: what was predicted")
     parser.add_argument("--output", type=Path, required=True, help="index.html, written")
     return parser
 
@@ -34,6 +39,8 @@ def main(args):
     # Snakemake writes the benchmarks when a job is done; a stage that ran by hand has none.
     results = args.output.parents[1]
     benchmarks = sorted((results / "benchmarks").rglob("*.tsv"))
+    plan = predicted(args.config["plan"], args.manifests, results)
+    write_json(args.plan, plan)
     page = html_report.render(
         args.template,
         experiment=configuration["experiment"],
@@ -47,13 +54,33 @@ def main(args):
         tasks=pd.read_csv(args.tasks),
         verdict=html_report.blocks(args.verdict.read_text(encoding="utf-8")),
         alpha=configuration["statistics"]["alpha"],
-        costs=html_report.costs({str(p.relative_to(results / "benchmarks"))[:-4]: p for p in benchmarks}),
+        costs=html_report.costs(
+            {str(p.relative_to(results / "benchmarks"))[:-4]: p for p in benchmarks}, plan["stages"]
+        ),
+        card=plan["card"],
         generation=json.dumps(scores[rows[0]["model"]]["generation"], indent=2, sort_keys=True),
         configuration=yaml.safe_dump(configuration, sort_keys=False),
         versions=json.dumps({"device": manifest["device"], **manifest["versions"]}, indent=2),
     )
     write_text(args.output, page)
     logging.info("%s, %.1f MB", args.output, args.output.stat().st_size / 1e6)
+
+
+def predicted(raw: dict, manifests: list[Path], results: Path) -> dict:
+    """What `make plan` would have said of this experiment on this machine; no stages where it knows neither
+    the card nor the architecture."""
+    config = load_config(raw)
+    device = read_json(manifests[0])["device"]
+    try:
+        card = cards.of_device(device)
+        teacher, student, *_ = (
+            Shape.from_config(read_json(path.parent / "model" / "config.json")) for path in manifests
+        )
+    except UserError as error:
+        logging.info("no prediction to compare with: %s", error)
+        return {"card": device, "stages": []}
+    tokens = counted(config, results.parent)
+    return {"card": card.name, "stages": planner.plan(config, teacher, student, card, tokens)}
 
 
 def log_label(path: Path) -> str:

@@ -54,14 +54,15 @@ def training_dtype(name: str) -> str:
     return name if name != "auto" else "bfloat16" if has_bf16 else "float16"
 
 
-def load(directory: Path, settings, backend: str, longest: int):
+def load(directory: Path, settings, backend: str, longest: int, *, to_device: bool = True):
     """A model to be trained. longest: the most tokens a row has, which Unsloth sets up for."""
     from kdag import models
 
     if settings.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError("load_in_4bit needs the package bitsandbytes (envs/requirements-unsloth.txt)")
     if backend == "transformers":
-        model = models.load_model(directory, settings.dtype, quantization=four_bit(settings))
+        quantization = four_bit(settings)
+        model = models.load_model(directory, settings.dtype, to_device=to_device, quantization=quantization)
         # On a CPU bitsandbytes packs its weights for inference alone at the first pass outside training.
         return model.train() if settings.load_in_4bit else model
     import torch

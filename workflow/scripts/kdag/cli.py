@@ -21,8 +21,15 @@ def parser(description: str, *, gpus: bool = False) -> argparse.ArgumentParser:
     )
     made.add_argument("--name", help="what this job is called in its log lines")
     if gpus:
-        made.add_argument("--gpus", type=int, default=1, help="GPUs of this job; training processes")
+        what = "GPUs of this job: training processes, or parts of a model"
+        made.add_argument("--gpus", type=gpu_count, default=1, help=what)
     return made
+
+
+def gpu_count(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: a job has at least one; without a GPU it takes the CPU")
+    return int(text)
 
 
 def run(main, arguments: argparse.ArgumentParser, *, network: bool = False, memory: str = "") -> None:

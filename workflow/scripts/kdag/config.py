@@ -44,6 +44,11 @@ def layer_names(value):
     return value
 
 
+def refuse_braces(path: str | None) -> None:
+    if path and ("{" in path or "}" in path):
+        raise ValueError(f"braces in a path mean wildcards to Snakemake; give it another name: {path}")
+
+
 class Section(BaseModel):
     """Unknown keys are errors; numbers in text are read as numbers; booleans are not numbers."""
 
@@ -80,6 +85,7 @@ class Source(Section):
             raise ValueError(f"source {self.source} needs {', '.join(missing)}")
         if extra := sorted(given - wanted - optional):
             raise ValueError(f"source {self.source} does not take {', '.join(extra)}")
+        refuse_braces(self.path)
         if self.source == "path" and not Path(self.path).exists():
             raise ValueError(f"no such file or directory: {self.path}")
         return self
@@ -188,7 +194,7 @@ class Training(Section):
     )
     weight_decay: Number = Field(0.01, ge=0, lt=1)
     max_grad_norm: Number = Field(1.0, gt=0)
-    dtype: Dtype | Literal["auto"] = Field(
+    dtype: Literal[Dtype, "auto"] = Field(
         "bfloat16",
         description="frozen weights and arithmetic; trained weights are float32; auto: float16 on a GPU "
         "without bfloat16",
@@ -305,6 +311,7 @@ class Task(Section):
 
     @model_validator(mode="after")
     def _path_is_there(self):
+        refuse_braces(self.path)
         if self.path and not Path(self.path).is_dir():
             raise ValueError(f"no such folder: {self.path}")
         return self
@@ -319,7 +326,7 @@ class Evaluation(Section):
     backend: Literal["transformers", "vllm"] = Field(
         "transformers", description="vllm: faster on a GPU, in an environment of its own (docs/gpu.md)"
     )
-    batch_size: int = Field(16, gt=0, description="prompts per forward pass; pinned, as bf16 sees it")
+    batch_size: int = Field(64, gt=0, description="prompts per forward pass; pinned, as bf16 sees it")
     repetition_penalty: Number = Field(1.0, ge=1, le=2, description="1: none")
     dtype: Dtype = "bfloat16"
     tasks: dict[Annotated[str, Field(pattern=NAME)], Task] = Field(

@@ -14,6 +14,7 @@ import transformers
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from kdag import gpu_lease
 from kdag.cli import Progress
 from kdag.errors import UserError
 
@@ -45,13 +46,17 @@ def load_model(directory: Path, dtype: str, device: str | None = None):
     transformers.AttentionInterface.register(ATTENTION, grouped_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    spread = gpu_lease.spread()
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        directory, dtype=getattr(torch, dtype), attn_implementation=ATTENTION
+        directory,
+        dtype=getattr(torch, dtype),
+        attn_implementation=ATTENTION,
+        **({"device_map": "auto"} if spread else {}),
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     if not tokenizer.chat_template:
         raise UserError(f"the tokenizer in {directory} has no chat template")
-    return model.to(device).eval(), tokenizer
+    return (model if spread else model.to(device)).eval(), tokenizer
 
 
 def end_tokens(model, tokenizer) -> list[int]:
@@ -122,7 +127,7 @@ def decode_greedily(
                 break
             keep = torch.tensor(staying, device=device)
             chosen, mask, positions, seen = (t[keep] for t in (chosen, mask, positions, seen))
-            cache.batch_select_indices(keep)
+            cache.batch_select_indices(keep.cpu() if gpu_lease.spread() else keep)  # its layers may lie apart
         input_ids, positions = chosen[:, None], positions[:, -1:] + 1
         seen.scatter_(1, input_ids, True)
         on_step(answers, running)

@@ -33,7 +33,6 @@ class GreedyAnswers:
 
     def pin(self, config: dict, eos_ids: list[int], limit: int | None, backend: dict) -> None:
         """config: evaluation's settings; limit: positions the model has; backend: what computes."""
-        quiet()
         self.answers, self.limit, self.backend_settings = {}, limit, backend
         # The chat template writes every special token there should be; a task without it has none yet.
         self.special_tokens = not config.get("task", {}).get("chat_template", True)
@@ -96,6 +95,7 @@ class GreedyLM(GreedyAnswers, HFLM):
     """lm-eval's transformers model with our decoding; its likelihood methods see our vocabulary."""
 
     def __init__(self, model, tokenizer, config: dict):
+        quiet()
         HFLM.__init__(
             self, pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=config["batch_size"]
         )

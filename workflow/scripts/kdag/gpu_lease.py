@@ -19,6 +19,7 @@ from kdag.errors import UserError
 SECONDS_BETWEEN_TRIES = 1.0
 SECONDS_BETWEEN_LOG_LINES = 60.0
 
+_asked = 1  # GPUs of this job
 _held = []  # open files: what is locked stays locked as long as they are open
 
 
@@ -34,6 +35,8 @@ def leased(main):
 
 def take(count: int) -> None:
     """Lease `count` of this machine's GPUs for the life of this process; waits until there are as many."""
+    global _asked
+    _asked = count
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return
     gpus = list_gpus()
@@ -50,6 +53,13 @@ def take(count: int) -> None:
         time.sleep(SECONDS_BETWEEN_TRIES)
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
     logging.info("leased %s", ", ".join(mine))
+
+
+def spread() -> bool:
+    """Is the model of this job to lie on several GPUs? Each of several training processes has one whole."""
+    import torch
+
+    return _asked > 1 and torch.cuda.device_count() > 1
 
 
 def list_gpus() -> list[str]:

@@ -50,12 +50,21 @@ def side_by_side(rows: list[dict], scores: dict[str, dict], samples: dict[str, l
     return shown
 
 
-def costs(benchmarks: dict[str, Path]) -> list[dict]:
-    """Wall time and peak memory of each job, from Snakemake's benchmark files."""
-    found = []
+def costs(benchmarks: dict[str, Path], plan: list[dict]) -> list[dict]:
+    """Wall time and peak host memory of each job, from Snakemake's benchmark files, and what the plan said.
+
+    plan: the stages of planner.plan, which predicts the largest job of a stage.
+    """
+    stages, found = {entry["stage"]: entry for entry in plan}, []
     for job, path in benchmarks.items():
         line = pd.read_csv(path, sep="\t").iloc[-1]
-        found.append({"job": job, "seconds": float(line["s"]), "mib": float(line["max_rss"])})
+        cost = {"job": job, "seconds": float(line["s"]), "mib": float(line["max_rss"])}
+        if stage := stages.get(job.split("/")[0]):
+            cost |= {
+                "predicted_seconds": 3600 * stage["hours"],
+                "predicted_mib": stage["host_bytes"] / 2**20,
+            }
+        found.append(cost)
     return found
 
 

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from kdag import gpu_lease
 from kdag.errors import UserError, missing
 
 # The stages log their own progress; bars would fill a log file with carriage returns.
@@ -46,13 +47,18 @@ def load_model(directory: Path, dtype: str, *, to_device: bool = True, quantizat
     quantization: a transformers quantisation config for its linear layers.
     """
     require(directory)
+    spread = to_device and not quantization and gpu_lease.spread()
+    if quantization:
+        placed = {"quantization_config": quantization, "device_map": {"": device()}}
+    else:
+        placed = {"device_map": "auto"} if spread else {}
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             output_loading_info=True,
-            **({"quantization_config": quantization, "device_map": {"": device()}} if quantization else {}),
+            **placed,
         )
     except (OSError, ValueError) as error:
         raise UserError(f"{directory}: no model can be loaded: {error}") from error
@@ -62,7 +68,7 @@ def load_model(directory: Path, dtype: str, *, to_device: bool = True, quantizat
             f"{directory}: weights are missing or of another shape: "
             f"{sorted(map(str, info['missing_keys']))[:5]} {sorted(map(str, info['mismatched_keys']))[:5]}"
         )
-    return model.eval().to(device()) if to_device and not quantization else model.eval()
+    return model.eval().to(device()) if to_device and not quantization and not spread else model.eval()
 
 
 def end_ids(directory: Path, tokenizer) -> set[int]:
@@ -79,9 +85,10 @@ def base_model(model):
 
 
 def hidden_states(model, input_ids, attention_mask) -> torch.Tensor:
-    """Hidden states after the final norm, [B, L, d]: what the head takes. No logits are made."""
-    backbone = base_model(model).base_model
-    return backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    """Hidden states after the final norm, [B, L, d], beside the head that takes them. No logits are made."""
+    base = base_model(model)
+    out = base.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return out.last_hidden_state.to(base.get_output_embeddings().weight.device)
 
 
 @contextlib.contextmanager

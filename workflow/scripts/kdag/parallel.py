@@ -25,18 +25,33 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def one_process_per_gpu(main):
-    """main(args) in args.gpus processes; without GPUs too, where they share the cores."""
+def one_process_per_gpu(main, settings):
+    """main(args) in args.gpus processes; without GPUs too, where they share the cores.
+
+    settings: what args.config are the keys of. Passes that cannot be shared out are refused at once.
+    """
 
     def started(args):
         if LAUNCHER in os.environ:
             end_with(int(os.environ[LAUNCHER]))
             use_own_gpu()
             return main(args)
+        passes_per_process(settings(**args.config).gradient_accumulation, args.gpus)
         gpu_lease.take(args.gpus)
         return main(args) if args.gpus == 1 else launch(args.gpus)
 
     return started
+
+
+def passes_per_process(accumulation: int, count: int) -> int:
+    """Forward passes of each process per optimiser step, so that together they are `accumulation`."""
+    each, rest = divmod(accumulation, count)
+    if rest:
+        raise UserError(
+            f"gradient_accumulation: {accumulation} forward passes cannot be shared out evenly to {count} "
+            "processes (resources.gpus)"
+        )
+    return each
 
 
 def launch(count: int) -> None:

@@ -61,8 +61,9 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
         case "write_report":
             resolved = {name: stage_params(config, "distill", strategy=name) for name in config.strategies}
             hidden = {"resources": True, "teacher_cache": {"shards"}}
-            shown = config.model_dump(by_alias=True, exclude_none=True, exclude=hidden)
-            return {"rows": table_rows(config), "configuration": shown | {"strategies": resolved}}
+            plan = config.model_dump(by_alias=True, exclude_none=True, exclude=hidden)
+            shown = plan | {"strategies": resolved}
+            return {"rows": table_rows(config), "configuration": shown, "plan": plan}
     raise ValueError(f"no stage is called {stage!r}")
 
 

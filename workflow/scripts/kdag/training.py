@@ -7,16 +7,18 @@ Training goes on from its own last whole checkpoint after a kill.
 import logging
 import math
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from peft import PeftModel
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from kdag import backends, models, parallel
+from kdag import backends, models, parallel, sharded
 from kdag.batches import EpochSampler, Rows, collate, split
 from kdag.cli import clock
 from kdag.data import answer_tokens
@@ -169,8 +171,20 @@ class DistillTrainer(Trainer):
             )
 
 
+class ShardedTrainer(sharded.Sharded, DistillTrainer):
+    """The same for a model that one GPU does not hold."""
+
+
 class Arguments(TrainingArguments):
-    """The Trainer takes to nn.DataParallel where one process sees several GPUs; here it never does."""
+    """The Trainer takes to nn.DataParallel where one process sees several GPUs; here it never does.
+
+    Of several processes without a GPU each is on "cpu:0", to which torch.load can bring no checkpoint back.
+    """
+
+    @property
+    def device(self):
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
 
     @property
     def n_gpu(self):
@@ -193,6 +207,9 @@ class Follow(TrainerCallback):
         if parallel.rank() == 0:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
             write_json(folder / "seal.json", hash_files(folder, [folder]))
+            # Not by the Trainer, which removes the old one before the new one is sealed.
+            for old in set(folder.parent.glob("checkpoint-*")) - {folder}:
+                shutil.rmtree(old)
         self.saved = time.monotonic()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -235,17 +252,6 @@ def prepare(model, settings, backend):
     return model.float() if settings.tuning == "full" else backends.with_adapters(model, settings, backend)
 
 
-def steps_per_process(accumulation: int) -> int:
-    """Forward passes of each process per optimiser step, so that together they are `accumulation`."""
-    each, rest = divmod(accumulation, parallel.processes())
-    if rest:
-        raise UserError(
-            f"gradient_accumulation: {accumulation} forward passes cannot be shared out evenly to "
-            f"{parallel.processes()} processes (resources.gpus)"
-        )
-    return each
-
-
 def train(
     model,
     frame,
@@ -256,11 +262,13 @@ def train(
     vocabulary: int,
     work: Path,
     backend: str = "transformers",
+    shard: bool = False,
 ):
     """Train `model` on the rows of `frame`. settings: a config.Training with a seed.
 
     teacher: the TeacherCache of these rows, an OnlineTeacher, or None without a divergence. work: the folder
-    of the checkpoints. Returns the trained model (PEFT-wrapped for LoRA) and the log, an entry per step.
+    of the checkpoints. shard: share the model out among the processes (sharded.py). Returns the trained model
+    (PEFT-wrapped for LoRA) and the log, an entry per step.
     """
     set_seed(settings.seed)
     models.check_head(model, vocabulary)
@@ -280,7 +288,9 @@ def train(
         output_dir=str(work),
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=steps_per_process(settings.gradient_accumulation),
+        gradient_accumulation_steps=parallel.passes_per_process(
+            settings.gradient_accumulation, parallel.processes()
+        ),
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule,
         warmup_steps=settings.warmup_ratio,
@@ -296,13 +306,14 @@ def train(
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",
-        save_total_limit=1,
         report_to="tensorboard" if tensorboard else "none",
         disable_tqdm=True,
         dataloader_pin_memory=models.device().type == "cuda",
         dataloader_num_workers=READERS[models.device().type],
     )
-    trainer = DistillTrainer(
+    if shard:
+        sharded.shard(model)
+    trainer = (ShardedTrainer if shard else DistillTrainer)(
         model=model,
         args=arguments,
         train_dataset=Rows(frame, teacher if isinstance(teacher, TeacherCache) else None),
@@ -318,8 +329,12 @@ def train(
     if checkpoint:
         logging.info("going on from %s", checkpoint)
     torch.manual_seed(settings.seed + parallel.rank())  # the same dropout on other rows would be no sample
-    with models.forward_replaced(model, trainer.losses):
-        trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        with models.forward_replaced(model, trainer.losses):
+            trainer.train(resume_from_checkpoint=checkpoint)
+    except UnpicklingError as error:
+        why = "a file in it holds more than tensors and is not read, since a pickle can run code"
+        raise UserError(f"{checkpoint}: {why}. Delete it and run again") from error
     keys = (
         "step",
         "epoch",
@@ -346,6 +361,8 @@ def save_trained(model, tokenizer, folder: Path, dtype: str, base: Path | None =
     """
     adapter = folder / "adapter"
     if hasattr(model, "peft_config"):
+        for config in model.peft_config.values():  # a set, which each process would write in another order
+            config.target_modules = sorted(config.target_modules)
         model.save_pretrained(adapter)
         if base is not None:
             model = PeftModel.from_pretrained(models.load_model(base, dtype, to_device=False), adapter)

@@ -5,11 +5,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from kdag import backends, models, parallel
+from kdag import backends, models, parallel, sharded
 from kdag.data import read_rows
 from kdag.manifest import atomic_path, read_json, sha256_file, sha256_json, write_manifest, write_text
 from kdag.teacher_cache import OnlineTeacher, TeacherCache
-from kdag.training import Objective, save_trained, train
+from kdag.training import Objective, prepare, save_trained, train
 
 
 def run_stage(stage: str, args, settings, objective: Objective, teacher: Path | None, backend: str) -> None:
@@ -32,17 +32,19 @@ def run_stage(stage: str, args, settings, objective: Objective, teacher: Path | 
             seen = OnlineTeacher(teacher, settings.teacher_dtype, vocabulary)
         else:
             seen = TeacherCache(teacher, "train", frame, data, args.expect_teacher)
-    # A checkpoint is resumed only by the very job that wrote it: same parameters, inputs and code.
     params = settings.model_dump()
+    settings = settings.model_copy(update={"dtype": backends.training_dtype(settings.dtype)})
+    shard = sharded.wanted(args.model, settings)
+    # A checkpoint is resumed only by the very job that wrote it: same parameters, inputs and code.
     code = {m.__name__: sha256_file(m.__file__) for m in own_modules()}
-    work = args.output.parent / f".checkpoints-{sha256_json([stage, params, inputs, code])[:12]}"
+    job = [stage, params, inputs, code, *([parallel.processes()] if shard else [])]
+    work = args.output.parent / f".checkpoints-{sha256_json(job)[:12]}"
     for stale in set(args.output.parent.glob(".checkpoints-*")) - {work}:
         if parallel.rank() == 0:
             shutil.rmtree(stale)
-    settings = settings.model_copy(update={"dtype": backends.training_dtype(settings.dtype)})
     longest = max(map(len, frame["input_ids"]))
     model, log = train(
-        backends.load(args.model, settings, backend, longest),
+        backends.load(args.model, settings, backend, longest, to_device=not shard),
         frame,
         settings=settings,
         objective=objective,
@@ -50,9 +52,14 @@ def run_stage(stage: str, args, settings, objective: Objective, teacher: Path | 
         vocabulary=vocabulary,
         work=work,
         backend=backend,
+        shard=shard,
     )
+    weights = sharded.trained_weights(model) if shard else None
     if parallel.rank() > 0:
         return
+    if shard:
+        whole = backends.load(args.model, settings, backend, longest, to_device=False)
+        model = sharded.put(weights, prepare(whole, settings, backend))
     with atomic_path(args.output) as partial:
         base = args.model if settings.load_in_4bit else None
         save_trained(model, models.load_tokenizer(args.model), partial, settings.dtype, base)

@@ -7,21 +7,25 @@ are vLLM's own, so that bf16 answers may differ from run to run in a near tie.
 import importlib.metadata
 from pathlib import Path
 
+import torch
 from lm_eval.models.vllm_causallms import VLLM
 from vllm import SamplingParams, TokensPrompt
 
-from kdag.generation import GreedyAnswers
+from kdag import gpu_lease
+from kdag.generation import GreedyAnswers, quiet
 from kdag.models import end_ids
 
 
 class GreedyVLLM(GreedyAnswers, VLLM):
     def __init__(self, directory: Path, config: dict):
+        quiet()
         VLLM.__init__(
             self,
             pretrained=str(directory),
             dtype=config["dtype"],
             batch_size=config["batch_size"],
             max_num_seqs=config["batch_size"],
+            tensor_parallel_size=torch.cuda.device_count() if gpu_lease.spread() else 1,
             generation_config="vllm",  # nothing of the model's own but its end tokens
         )
         limit = getattr(self._config.get_text_config(), "max_position_embeddings", None)

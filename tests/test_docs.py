@@ -1,0 +1,79 @@
+"""What the pages under docs/ show is true: their code runs, and nothing they ought to list is missing."""
+
+import re
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT
+
+from kdag import divergence_params, divergences
+from kdag.distill_loss import distill_loss
+from kdag.divergence_params import PARAMETERS
+
+DOCS = ROOT / "docs"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(), re.M | re.S)
+
+
+@pytest.fixture
+def hellinger(monkeypatch):
+    """The strategy that how-to.md adds, for the length of a test."""
+    parameters, function, test = (b for b in blocks("how-to.md", "python") if "hellinger" in b)
+    monkeypatch.setattr(divergence_params, "PARAMETERS", dict(PARAMETERS))
+    exec(parameters, vars(divergence_params))
+    names = {**vars(divergences), "pytest": pytest}
+    exec(function + test, names)
+    yield names["test_hellinger_by_hand"]
+    divergences.DIVERGENCES.pop("hellinger")
+
+
+def test_strategy_of_the_how_to_and_its_test(hellinger):
+    hellinger()
+    torch.manual_seed(0)
+    hidden = torch.randn(5, 4, requires_grad=True)
+    loss, _ = distill_loss(
+        *(hidden, torch.randn(7, 4), torch.randn(5, 3), torch.randn(7, 3), torch.arange(5)),
+        **{"divergence": "hellinger", "divergence_params": {}, "kl_weight": 0.5, "temperature": 2.0},
+    )
+    loss.backward()
+    assert loss > 0 and hidden.grad.isfinite().all() and hidden.grad.abs().sum() > 0
+    far = torch.tensor([[0.0, -2e4]], requires_grad=True)
+    divergences.DIVERGENCES["hellinger"](far, far.detach().flip(1)).sum().backward()
+    assert far.grad.isfinite().all()
+
+
+def test_strategies_page_has_every_divergence_with_its_range_and_default():
+    page = (DOCS / "strategies.md").read_text()
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", page, re.M)) == set(PARAMETERS)
+    for name, ranges in PARAMETERS.items():
+        line = re.search(rf"^\| `{name}` \|.*$", page, re.M)[0]
+        for parameter, range_ in ranges.items():
+            assert f"`{parameter}` {range_}, {range_.default:g}" in line, name
+
+
+def test_yaml_of_the_how_to_is_yaml():
+    for block in blocks("how-to.md", "yaml"):
+        assert isinstance(yaml.safe_load(block), dict)
+
+
+def test_task_of_the_how_to_is_one_that_lm_eval_reads(tmp_path, monkeypatch):
+    from kdag import tasks
+
+    (block,) = (b for b in blocks("how-to.md", "yaml") if "doc_to_text" in b)
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "capitals.yaml").write_text(block)
+    (folder / "capitals.jsonl").write_text('{"country": "France", "capital": "Paris"}\n')
+    monkeypatch.chdir(tmp_path)
+    settings = {
+        "name": "capitals",
+        "path": "tasks",
+        "limit": None,
+        "num_fewshot": None,
+        "chat_template": True,
+    }
+    described = tasks.fetch(settings, tmp_path)
+    assert described["capitals"]["documents"] == 1

@@ -1,0 +1,341 @@
+"""The planner: exact weight counts, what takes more and what less, the command, and the demo's memory."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import yaml
+
+from kdag import cards, planner
+from kdag.cards import GIB, Shape
+from kdag.config import load_config
+from kdag.errors import UserError
+from kdag.manifest import sha256_json
+from kdag.stages import stage_params
+
+ROOT = Path(__file__).parents[1]
+QWEN_7B = {
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "intermediate_size": 18944,
+    "vocab_size": 152064,
+    "tie_word_embeddings": False,
+}
+QWEN_3B = QWEN_7B | {
+    "hidden_size": 2048,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "intermediate_size": 11008,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+}
+SMOL = {  # the demo's teacher, SmolLM2-135M-Instruct
+    "model_type": "llama",
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "intermediate_size": 1536,
+    "vocab_size": 49152,
+    "tie_word_embeddings": True,
+}
+# max_rss in MiB, the largest job of each stage of a finished `make demo` on two cores.
+DEMO_MIB = {
+    "sft_teacher": 2895,
+    "cache_teacher": 1253,
+    "sft_student": 2853,
+    "distill": 2924,
+    "generate": 1343,
+    "measure_fidelity": 1239,
+}
+DEMO_ROWS = {
+    "train": {"rows": 192, "tokens": 23613, "answer_tokens": 13396},
+    "heldout": {"rows": 48, "tokens": 5936, "answer_tokens": 3395},
+}
+
+
+def experiment(**changes):
+    raw = yaml.safe_load((ROOT / "config.yaml").read_text())
+    for path, value in changes.items():
+        section, _, key = path.rpartition("__")
+        (raw[section] if section else raw)[key] = value
+    return load_config(raw)
+
+
+def planned(card="H200", teacher=QWEN_7B, student=QWEN_3B, memory=None, **changes):
+    config = experiment(**changes)
+    shapes = Shape.from_config(teacher), Shape.from_config(student)
+    tokens = planner.default_tokens(config)
+    entries = planner.plan(config, *shapes, cards.of_name(card, memory), tokens)
+    return {entry["stage"]: entry for entry in entries}
+
+
+@pytest.mark.parametrize("raw, count", [(QWEN_7B, 7_615_616_512), (QWEN_3B, 3_085_938_688)])
+def test_weights_of_published_models(raw, count):
+    assert Shape.from_config(raw).parameters == count
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "qwen2"},
+        {"model_type": "qwen2", "tie_word_embeddings": True},
+        {"model_type": "qwen3", "head_dim": 48},
+        {"model_type": "qwen3", "attention_bias": True},
+        {"model_type": "llama"},
+        {"model_type": "llama", "attention_bias": True, "mlp_bias": True, "head_dim": 24},
+        {"model_type": "mistral"},
+        {"model_type": "gemma"},
+        {"model_type": "gemma2"},
+        {"model_type": "gemma3_text"},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_weights_are_those_of_transformers(changes):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    raw = {
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 96,
+        "vocab_size": 200,
+        **changes,
+    }
+    settings = {key: value for key, value in raw.items() if key != "model_type"}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(raw["model_type"], **settings, pad_token_id=0)
+        )
+    model.tie_weights()
+    assert Shape.from_config(raw).parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_adapters_are_those_of_peft():
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {key: value for key, value in SMOL.items() if key != "model_type"}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **settings))
+        for targets in ("all-linear", ["q_proj", "v_proj"]):
+            lora = LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=targets)
+            wrapped = get_peft_model(model, lora)
+            trained = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
+            assert Shape.from_config(SMOL).adapters(8, targets) == trained
+            model = wrapped.unload()
+
+
+@pytest.mark.parametrize(
+    "raw, words",
+    [
+        ({"model_type": "qwen2_moe", "num_experts": 60}, "mixture of experts"),
+        ({"model_type": "mixtral", "num_local_experts": 8}, "mixture of experts"),
+        ({"model_type": "mamba"}, "known are"),
+        ({}, "known are"),
+        ({"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2}, "num_hidden_layers"),
+    ],
+)
+def test_other_models_are_refused_in_one_line(raw, words):
+    with pytest.raises(UserError, match=words) as error:
+        Shape.from_config(raw)
+    assert "\n" not in str(error.value)
+
+
+def test_derived_student_has_fewer_layers():
+    teacher = Shape.from_config(SMOL)
+    student = teacher.with_layers(24)
+    per_layer = (teacher.matrices // 30) + 2 * 576
+    assert teacher.parameters - student.parameters == 6 * per_layer
+    assert student.head == teacher.head
+
+
+def test_every_stage_and_its_jobs():
+    plan = planned(seeds=[0, 1, 2])
+    jobs = {stage: entry["jobs"] for stage, entry in plan.items()}
+    assert jobs == {
+        "sft_teacher": 1,
+        "cache_teacher": 1,
+        "sft_student": 3,
+        "distill": 12,
+        "generate": 18,
+        "measure_fidelity": 16,
+    }
+    assert planned(teacher_cache__shards=8)["cache_teacher"]["jobs"] == 8
+
+
+def test_default_experiment_fits_one_large_card():
+    for entry in planned().values():
+        assert entry["too_large"] is None
+        assert 0 < entry["hours"] < 10 and entry["gpu_bytes"] < 141 * GIB
+        assert entry["gpu_bytes"] > 2 * entry["parameters"]
+
+
+def test_more_rows_take_more_hours_and_disk():
+    few, many = planned(), planned(data__train_rows=100_000)
+    for stage in ("sft_teacher", "cache_teacher", "sft_student", "distill"):
+        assert many[stage]["hours"] > 5 * few[stage]["hours"]
+    assert many["cache_teacher"]["disk_bytes"] > 50 * 0.9e9
+    # 2 d + 4 bytes per answer token, and the head
+    rows = (100_000 + 100) * 146
+    assert many["cache_teacher"]["disk_bytes"] == pytest.approx(rows * (2 * 3584 + 4) + 2 * 152064 * 3584)
+
+
+@pytest.mark.parametrize(
+    "stage, less, more",
+    [
+        (
+            "sft_teacher",
+            {"teacher_training__gradient_checkpointing": True},
+            {"teacher_training__gradient_checkpointing": False},
+        ),
+        ("sft_teacher", {"teacher_training__load_in_4bit": True}, {}),
+        ("sft_teacher", {}, {"teacher_training__tuning": "full"}),
+        ("sft_teacher", {}, {"teacher_training__batch_size": 8}),
+        ("sft_student", {"data__max_tokens": 512}, {}),
+        ("distill", {}, {"distillation__batch_size": 8}),
+        ("distill", {}, {"distillation__lora_rank": 128}),
+        ("distill", {}, {"teacher__online": True}),
+        (
+            "distill",
+            {"distillation__tuning": "full", "distillation__optimizer": "adamw_8bit"},
+            {"distillation__tuning": "full"},
+        ),
+        ("cache_teacher", {"teacher_cache__batch_tokens": 512}, {}),
+        ("generate", {"evaluation__batch_size": 4}, {"evaluation__batch_size": 128}),
+        ("generate", {}, {"evaluation__dtype": "float32"}),
+        ("measure_fidelity", {}, {"evaluation__dtype": "float32"}),
+    ],
+)
+@pytest.mark.parametrize("card", ["H200", "cpu"])
+def test_what_takes_more_memory(stage, less, more, card):
+    field = "host_bytes" if card == "cpu" else "gpu_bytes"
+    assert planned(card, **less)[stage][field] < planned(card, **more)[stage][field]
+
+
+def test_faster_cards_take_less_time_and_checkpointing_more():
+    slow, fast = planned("T4", data__train_rows=10_000), planned("H200", data__train_rows=10_000)
+    assert all(slow[stage]["hours"] >= fast[stage]["hours"] for stage in slow)
+    assert slow["cache_teacher"]["hours"] > 5 * fast["cache_teacher"]["hours"]
+    without = planned(distillation__gradient_checkpointing=False)
+    assert without["distill"]["hours"] < planned()["distill"]["hours"]
+
+
+@pytest.mark.parametrize(
+    "stage, key, card, changes",
+    [
+        ("sft_teacher", "teacher_training.tuning", "H100", {"teacher_training__tuning": "full"}),
+        ("sft_teacher", "teacher_training.load_in_4bit", "T4", {}),
+        ("generate", "evaluation.batch_size", "RTX-3090", {"evaluation__batch_size": 256}),
+        ("cache_teacher", "teacher.id", "T4", {"memory": 12}),
+        (
+            "cache_teacher",
+            "teacher_cache.batch_tokens",
+            "H200",
+            {"memory": 16, "teacher_cache__batch_tokens": 32768},
+        ),
+        (
+            "distill",
+            "strategies.wide.batch_size",
+            "RTX-3090",
+            {"strategies": {"wide": {"divergence": "fkl", "batch_size": 64}}},
+        ),
+        (
+            "sft_student",
+            "distillation.gradient_checkpointing",
+            "RTX-3090",
+            {"distillation__gradient_checkpointing": False, "distillation__batch_size": 8},
+        ),
+    ],
+)
+def test_what_does_not_fit_names_its_key(stage, key, card, changes):
+    assert planned(card, **changes)[stage]["too_large"] == key
+
+
+def test_cards_have_every_number():
+    for name, card in cards.CARDS.items():
+        assert name == card.name and min(card.memory, card.bandwidth, card.rate) > 0
+        assert all(len(line) < 98 for line in cards.assumptions(card))
+
+
+def test_demo_s_memory_within_a_quarter():
+    config = load_config(yaml.safe_load((ROOT / "experiments" / "demo.yaml").read_text()))
+    teacher = Shape.from_config(SMOL)
+    tokens = planner.default_tokens(config, DEMO_ROWS, longest=199) | {"prompts": 64}
+    plan = planner.plan(config, teacher, teacher.with_layers(24), cards.CARDS["cpu"], tokens)
+    for entry in plan:
+        assert entry["host_bytes"] / 2**20 == pytest.approx(DEMO_MIB[entry["stage"]], rel=0.25), entry
+        assert entry["gpu_bytes"] == entry["gpu_hours"] == 0
+
+
+def test_sources_lie_where_the_workflow_puts_them():
+    source = stage_params(experiment(), "fetch_teacher")
+    assert planner.source_name(source) == f"Qwen2.5-7B-Instruct-{sha256_json(source)[:8]}"
+
+
+def command(folder, *arguments):
+    return subprocess.run(
+        [sys.executable, ROOT / "workflow" / "scripts" / "plan.py", *map(str, arguments)],
+        cwd=folder,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub"), "COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def tiny_experiment(tmp_path):
+    """The tiny experiment as far as a plan sees it: two config.json, no weights."""
+    for side, hidden in (("teacher", 64), ("student", 32)):
+        (tmp_path / side).mkdir()
+        raw = SMOL | {"hidden_size": hidden, "num_attention_heads": 4, "num_key_value_heads": 2}
+        (tmp_path / side / "config.json").write_text(json.dumps(raw))
+    tiny.write_jsonl(tmp_path / "rows.jsonl", tiny.rows(40))
+    tiny.write_jsonl(tmp_path / "prompts.jsonl", tiny.prompts())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tiny.configuration(tmp_path)))
+    return tmp_path
+
+
+def test_command(tiny_experiment):
+    done = command(tiny_experiment, "--card", "cpu", "--output", "plan.json")
+    assert done.returncode == 0, done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    written = json.loads((tiny_experiment / "plan.json").read_text())
+    assert [entry["stage"] for entry in written["stages"]] == list(DEMO_MIB)
+    assert written["tokens"]["prompts"] == 4
+    assert written["total"]["jobs"] == 1 + 1 + 1 + 4 + 8 + 6
+    assert "assumed" in done.stdout
+
+
+def test_command_reads_the_rows_of_a_finished_subset(tiny_experiment):
+    config = load_config(yaml.safe_load((tiny_experiment / "config.yaml").read_text()))
+    data = tiny_experiment / "results" / "tiny" / "data"
+    data.mkdir(parents=True)
+    manifest = {"params": stage_params(config, "subset"), "report": DEMO_ROWS}
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    done = command(tiny_experiment, "--card", "T4")
+    assert "rows: 192 of 123 tokens, 70 of them answer, as counted" in done.stdout
+    manifest["params"]["max_tokens"] = 999
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    assert "as counted" not in command(tiny_experiment, "--card", "T4").stdout
+
+
+def test_command_says_what_is_missing(tiny_experiment):
+    done = command(tiny_experiment, "--config", ROOT / "config.yaml")
+    assert done.returncode == 1
+    assert "--teacher-config" in done.stderr and "Traceback" not in done.stderr
+    given = "--teacher-config", "teacher/config.json", "--student-config", "student/config.json"
+    assert command(tiny_experiment, "--config", ROOT / "config.yaml", *given).returncode == 0
+    done = command(tiny_experiment, "--memory", "0.1")
+    assert done.returncode == 0 and "and H200 has 0.1: change " in done.stdout

@@ -1,0 +1,212 @@
+"""What a plan is made of: the card that computes, with all that is assumed of it, and the shape of a model.
+
+Memory is what nvidia-smi reports; bandwidth and the dense bfloat16 rate with fp32 sums (no sparsity) are the
+data sheets'. T4 and V100 have no bfloat16; theirs is the rate of float16.
+"""
+
+from dataclasses import dataclass, replace
+
+from kdag.errors import UserError
+
+GIB = 2**30
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
+
+
+@dataclass(frozen=True)
+class Card:
+    """memory in GiB, bandwidth in GB/s (10^9), rate in 10^12 operations per second."""
+
+    name: str
+    memory: float
+    bandwidth: float
+    rate: float
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.name == "cpu"
+
+
+CARDS = {
+    card.name: card
+    for card in (
+        Card("T4", 15, 320, 65),
+        Card("V100-32GB", 32, 900, 125),
+        Card("A10", 22.5, 600, 125),
+        Card("L4", 22.5, 300, 121),
+        Card("A100-40GB", 40, 1555, 312),
+        Card("A100-80GB", 80, 2039, 312),
+        Card("L40S", 45, 864, 362),
+        Card("RTX-3090", 24, 936, 71),
+        Card("RTX-4090", 24, 1008, 165),
+        Card("H100", 79.6, 3350, 989),
+        Card("H200", 140, 4800, 989),
+        Card("B200", 179, 8000, 2250),
+        Card("cpu", 32, 20, 0.1),  # assumed: a few cores without matrix units; --memory says what there is
+    )
+}
+
+
+def of_name(name: str, memory: float | None = None) -> Card:
+    """The card called `name`; memory: GiB that it has instead."""
+    return CARDS[name] if memory is None else replace(CARDS[name], memory=memory)
+
+
+def of_device(device: str) -> Card:
+    """The card of a manifest's `device`, such as "NVIDIA A100-SXM4-80GB" or "2 x NVIDIA H200"."""
+    fitting = [name for name in CARDS if all(part in device for part in name.split("-"))]
+    if not fitting:
+        raise UserError(f"{device} is no card of {', '.join(CARDS)}")
+    return CARDS[max(fitting, key=len)]
+
+
+# Assumed, and printed with every plan. Nothing here was fitted to a GPU.
+EFFICIENCY = 0.35  # of the rate, in matrix products over a thousand tokens and more
+BANDWIDTH_SHARE = 0.6  # of the bandwidth, where weights and cached keys are read
+LAYER_SECONDS = (
+    0.0007  # at least, per layer of a forward pass: Python launches its kernels; 20 ms for 28 layers
+)
+LORA_LAUNCHES = 2  # times as many kernels in a pass with adapters
+START_SECONDS = 40  # of a job: Snakemake, imports, CUDA, the check of its inputs
+DISK_RATE = 1e9  # bytes per second, for loading, hashing and saving weights
+CONTEXT = 0.6e9  # bytes on a GPU: CUDA's context, workspaces of its libraries
+GPU_SLACK = 1.1  # of activations and buffers: what the caching allocator cannot hand out again
+PROCESS = 0.70 * GIB  # host: measured, Python with torch, transformers, peft and a tokenizer
+CUDA_PROCESS = 3e9  # host: the same with CUDA's libraries
+CPU_HEAP = 2.5  # host, of activations and buffers: malloc keeps freed blocks of unequal sizes
+
+
+def device_bytes(card: Card, fixed: float, transient: float) -> float:
+    """On the card, or in the host's memory where that is a CPU. transient: activations and buffers."""
+    if card.on_cpu:
+        return PROCESS + fixed + CPU_HEAP * transient
+    return CONTEXT + fixed + GPU_SLACK * transient
+
+
+def compute_seconds(card: Card, flops: float, layers_passed: float = 0, read: float = 0) -> float:
+    """The slowest of arithmetic, reading `read` bytes, and launching the kernels of so many layers."""
+    launched = 0 if card.on_cpu else layers_passed * LAYER_SECONDS
+    read_seconds = read / (card.bandwidth * 1e9 * BANDWIDTH_SHARE)
+    return max(flops / (card.rate * 1e12 * EFFICIENCY), read_seconds, launched)
+
+
+def assumptions(card: Card) -> list[str]:
+    """A line for each number that is assumed, not computed."""
+    if card.on_cpu:
+        device = [
+            f"memory: a process {PROCESS / GIB:.2f} GiB, activations and buffers x {CPU_HEAP} (malloc's heap)"
+        ]
+    else:
+        device = [
+            f"memory: CUDA {CONTEXT / 1e9:g} GB, activations and buffers x {GPU_SLACK}; host process "
+            f"{CUDA_PROCESS / 1e9:g} GB",
+            f"a layer takes {LAYER_SECONDS * 1000:g} ms per pass at least, x {LORA_LAUNCHES} with adapters",
+        ]
+    return [
+        f"{card.name}: {card.memory:g} GiB, {card.bandwidth:g} GB/s x {BANDWIDTH_SHARE}, "
+        f"{card.rate:g} TFLOP/s x {EFFICIENCY}",
+        *device,
+        f"a job starts in {START_SECONDS} s and reads and writes weights at {DISK_RATE / 1e9:g} GB/s",
+    ]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A dense decoder: what its sizes follow from."""
+
+    family: str
+    hidden: int
+    layers: int
+    queries: int  # heads x head size
+    kv: int  # key-value heads x head size
+    head_size: int
+    mlp: int
+    vocabulary: int
+    tied: bool
+    biases: tuple[str, ...] = ()
+    norms: int = 2  # of `hidden` numbers, per layer
+    head_norms: int = 0  # of `head_size` numbers, per layer
+
+    @classmethod
+    def from_config(cls, raw: dict) -> "Shape":
+        """From a transformers config.json. UserError for what is no dense decoder of FAMILIES."""
+        family = raw.get("model_type")
+        if any(raw.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
+            raise UserError(
+                f"model_type {family}: a mixture of experts cannot be planned; dense decoders can"
+            )
+        if family not in FAMILIES:
+            raise UserError(f"model_type {family!r} cannot be planned; known are {', '.join(FAMILIES)}")
+        try:
+            hidden, heads = raw["hidden_size"], raw["num_attention_heads"]
+            gemma = family.startswith("gemma")
+            usual = 256 if gemma else 128 if family == "qwen3" else hidden // heads
+            size = raw.get("head_dim") or usual
+            return cls(
+                family=family,
+                hidden=hidden,
+                layers=raw["num_hidden_layers"],
+                queries=heads * size,
+                kv=(raw.get("num_key_value_heads") or heads) * size,
+                head_size=size,
+                mlp=raw["intermediate_size"],
+                vocabulary=raw["vocab_size"],
+                tied=raw.get("tie_word_embeddings", gemma),
+                biases=_biases(family, raw),
+                norms=4 if family in ("gemma2", "gemma3_text") else 2,
+                head_norms=2 if family in ("qwen3", "gemma3_text") else 0,
+            )
+        except KeyError as error:
+            raise UserError(f"config.json of a {family} has no {error.args[0]}") from error
+
+    def with_layers(self, layers: int) -> "Shape":
+        """A student that is cut from this one."""
+        return replace(self, layers=layers)
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """{name: (inputs, outputs)} of a layer's matrices."""
+        h, q, kv, mlp = self.hidden, self.queries, self.kv, self.mlp
+        return {
+            "q_proj": (h, q),
+            "k_proj": (h, kv),
+            "v_proj": (h, kv),
+            "o_proj": (q, h),
+            "gate_proj": (h, mlp),
+            "up_proj": (h, mlp),
+            "down_proj": (mlp, h),
+        }
+
+    @property
+    def matrices(self) -> int:
+        """Weights in the layers' matrices: what a token is multiplied with, the head apart."""
+        return self.layers * sum(a * b for a, b in self.linears.values())
+
+    @property
+    def head(self) -> int:
+        return self.vocabulary * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """Every weight, exactly; a tied head counts once."""
+        biases = sum(self.linears[name][1] for name in self.biases)
+        norms = self.norms * self.hidden + self.head_norms * self.head_size
+        rest = self.head * (1 if self.tied else 2) + self.hidden
+        return self.matrices + self.layers * (biases + norms) + rest
+
+    def adapters(self, rank: int, targets) -> int:
+        """LoRA: rank x (inputs + outputs) of every matrix that has an adapter (arXiv:2106.09685)."""
+        names = self.linears if targets == "all-linear" else [t for t in self.linears if t in targets]
+        return self.layers * rank * sum(sum(self.linears[name]) for name in names)
+
+    def per_layer(self, factors: dict) -> float:
+        """Bytes of a layer's activations per token, of two-byte numbers."""
+        width = max(self.hidden, self.queries)
+        return factors["hidden"] * width + factors["kv"] * self.kv + factors["mlp"] * self.mlp
+
+
+def _biases(family: str, raw: dict) -> tuple[str, ...]:
+    if family == "qwen2":
+        return ("q_proj", "k_proj", "v_proj")
+    attention = ("q_proj", "k_proj", "v_proj", "o_proj") if raw.get("attention_bias") else ()
+    mlp = family == "llama" and raw.get("mlp_bias")
+    return (*attention, *(("gate_proj", "up_proj", "down_proj") if mlp else ()))

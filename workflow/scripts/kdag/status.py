@@ -1,0 +1,165 @@
+"""What of an experiment is done, running, failed or waiting, as Snakemake itself knows it.
+
+Two dry runs say which jobs there are and which are not done; .snakemake/ says of those which have begun
+(incomplete/), which have ended (metadata/) and, in the log of their run, which of these failed. Nothing is
+locked or changed, so this works beside a run, and as well where the jobs are SLURM's.
+"""
+
+import base64
+import json
+import re
+import socket
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+RUNNING, QUEUED, FAILED, INTERRUPTED, WAITING, DONE = (
+    *("running", "in the queue", "failed", "interrupted", "waiting", "done"),
+)
+STATES = (DONE, RUNNING, QUEUED, FAILED, INTERRUPTED, WAITING)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of the DAG; log: its file, None where the rule has none."""
+
+    rule: str
+    wildcards: str
+    outputs: tuple[str, ...]
+    log: str | None
+
+    def __str__(self):
+        values = [part.split("=", 1)[-1] for part in self.wildcards.split(", ")]
+        return " ".join([self.rule, *filter(None, values)])
+
+
+def jobs(dry_run: str) -> list[Job]:
+    """The jobs that `snakemake -n` prints, in its order, without the target rule."""
+    found, rule, keys = [], None, {}
+    for line in [*dry_run.splitlines(), "rule end:"]:
+        if heading := re.match(r"(?:local)?rule (\w+):$", line):
+            if rule and keys.get("output"):
+                outputs = tuple(keys["output"].split(", "))
+                found.append(Job(rule, keys.get("wildcards", ""), outputs, keys.get("log")))
+            rule, keys = heading[1], {}
+        elif entry := re.match(r"    (output|log|wildcards): (.*)$", line):
+            keys[entry[1]] = entry[2]
+    return found
+
+
+# --- what Snakemake keeps of jobs that have begun ---------------------------------------------------------
+
+
+def records(folder: Path) -> dict[str, dict]:
+    """{output: record} of .snakemake/incomplete or metadata; a long name is cut into folders named @..."""
+    found = {}
+    for file in Path(folder).rglob("*"):
+        name = "".join(part.removeprefix("@") for part in file.relative_to(folder).parts)
+        try:
+            found[base64.urlsafe_b64decode(name).decode()] = json.loads(file.read_text() or "{}")
+        except (OSError, ValueError):
+            continue  # a folder, or a file that is just being written or deleted
+    return found
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of Snakemake, by its log: when it began [s since 1970], and which job logs it calls failed."""
+
+    began: float
+    ended: bool
+    host: str
+    failed: frozenset[str]
+
+
+def run(name: str, text: str) -> Run:
+    """name: that of the log file, which says when.
+
+    Where rules are not shown (--quiet rules), only the command that failed says which log was its own.
+    """
+    failed = re.findall(r"^    log: (.*?) \(check log file", text, re.M)
+    failed += re.findall(r"\| tee (\S+)' (?:returned non-zero|died with)", text)
+    host = re.search(r"^  Host: (.*)$", text, re.M)
+    began = datetime.strptime(name.removesuffix(".snakemake.log"), "%Y-%m-%dT%H%M%S.%f").timestamp()
+    ended = re.search(r"^(Elapsed time|Complete log)", text, re.M)
+    return Run(began, bool(ended), host[1] if host else "", frozenset(failed))
+
+
+def runs(folder: Path, newest: int = 20) -> list[Run]:
+    """The last runs that did something, the newest first."""
+    files = sorted(Path(folder).glob("*.snakemake.log"), reverse=True)[:newest]
+    texts = [(file.name, file.read_text(encoding="utf-8", errors="replace")) for file in files]
+    return [run(name, text) for name, text in texts if "\nJob stats:" in text]
+
+
+def works_here(folder: Path) -> bool:
+    """Does a Snakemake run in `folder` on this machine? True where nobody can tell."""
+    if not Path("/proc/self/cwd").exists():
+        return True
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            if any(b"snakemake" in word for word in words) and (process / "cwd").samefile(folder):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def going_on(run: Run, folder: Path) -> bool:
+    """A run on another machine is believed as long as its log has no end."""
+    return not run.ended and (run.host != socket.gethostname() or works_here(folder))
+
+
+# --- what follows -----------------------------------------------------------------------------------------
+
+
+def state(job: Job, begun: dict, ended: dict, past: list[Run], alive: bool) -> str:
+    """The state of a job that is not done. begun, ended: `records`; past: `runs`; alive: one goes on."""
+    marked = [begun[output] for output in job.outputs if output in begun]
+    if marked and not alive:
+        return INTERRUPTED
+    if marked:
+        in_queue = marked[0].get("external_jobid") and not (job.log and Path(job.log).is_file())
+        return QUEUED if in_queue else RUNNING
+    starts = [ended[output]["starttime"] for output in job.outputs if "starttime" in ended.get(output, {})]
+    for earlier in past:
+        if starts and earlier.began <= starts[0] + 1:
+            return FAILED if job.log in earlier.failed else WAITING
+    return WAITING
+
+
+def last_line(log: str | None) -> str:
+    """The last line of a log that says something; of a long file only the end is read."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, Path(log).stat().st_size - 4096))
+            lines = file.read().decode(errors="replace").splitlines()
+    except (OSError, TypeError):
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def table(states: dict[Job, str]) -> str:
+    """Rules in the order of the DAG, a column per state that occurs."""
+    columns = [s for s in STATES if s in states.values()]
+    rules = list(dict.fromkeys(job.rule for job in states))
+    counts = {(job.rule, s): 0 for job, s in states.items()}
+    for job, s in states.items():
+        counts[job.rule, s] += 1
+    lines = [f"{'':18}" + "".join(f"{column:>14}" for column in columns)]
+    for rule in rules:
+        cells = "".join(f"{counts.get((rule, c), '') or '':>14}" for c in columns)
+        lines.append(f"{rule:18}{cells}".rstrip())
+    return "\n".join(lines)
+
+
+def details(states: dict[Job, str]) -> list[str]:
+    """Of every job that runs or stopped: its state, its log, and the log's last line."""
+    lines = []
+    for wanted in (RUNNING, QUEUED, FAILED, INTERRUPTED):
+        for job in (job for job, s in states.items() if s == wanted):
+            lines.append(f"{wanted:12} {job}" + (f"   {job.log}" if job.log and wanted != QUEUED else ""))
+            if wanted != QUEUED and (said := last_line(job.log)):
+                lines.append(f"{'':12} {said}")
+    return lines

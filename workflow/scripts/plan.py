@@ -1,0 +1,182 @@
+"""Say what an experiment takes before it runs: jobs, memory, disk and hours of every stage on one card.
+
+python workflow/scripts/plan.py --config config.yaml --card H200
+
+Nothing runs and no weight is fetched; of a model only config.json is read. docs/planning.md says how it is
+computed and how far from measurements it is.
+"""
+
+import logging
+from pathlib import Path
+
+from kdag import cards, cli, planner, yaml_file
+from kdag.cards import GIB, Shape
+from kdag.config import Config, load_config
+from kdag.errors import UserError
+from kdag.manifest import read_json, write_json
+from kdag.stages import stage_params
+
+
+def arguments():
+    parser = cli.parser(__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, default=Path("config.yaml"), help="the experiment")
+    parser.add_argument("--card", choices=cards.CARDS, default="H200", help="what every job computes on")
+    parser.add_argument("--memory", type=float, help="GiB that the card has, instead of its data sheet's")
+    parser.add_argument("--teacher-config", type=Path, help="config.json of the teacher")
+    parser.add_argument("--student-config", type=Path, help="config.json of the student")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="where rows may be counted already"
+    )
+    parser.add_argument("--models", type=Path, default=Path("resources/models"), help="models as fetched")
+    parser.add_argument("--output", type=Path, help="plan.json")
+    return parser
+
+
+def checked_config(file: Path) -> Config:
+    import yaml
+
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    problems = [line for line in yaml_file.problems(file) if "stands in line" not in line]
+    if problems:
+        raise UserError("\n".join(problems))
+    return load_config(yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
+def shape_of(config: Config, side: str, given: Path | None, models: Path) -> Shape:
+    """The teacher's or the student's; UserError where no config.json is to be had."""
+    if given and not given.is_file():
+        raise UserError(f"{given}: no such file; a model's config.json is needed")
+    return Shape.from_config(
+        read_json(given or config_file(stage_params(config, f"fetch_{side}"), side, models))
+    )
+
+
+def config_file(source: dict, side: str, models: Path) -> Path:
+    """config.json of a source: as fetched, at its path, or alone from the hub."""
+    folder = source["path"] if source["source"] == "path" else models / planner.source_name(source) / "model"
+    file = Path(folder, "config.json")
+    if file.is_file():
+        return file
+    reason = f"{file} is not there"
+    if source["source"] == "hub":
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return Path(hf_hub_download(source["id"], "config.json", revision=source["revision"]))
+        except Exception as error:  # of the hub, of the network, of its client: all mean the same here
+            reason = f"{source['id']} cannot be asked for its config.json ({type(error).__name__})"
+    raise UserError(f"{side}: {reason}; give --{side}-config FILE, a config.json")
+
+
+def counted(config: Config, results: Path) -> dict:
+    """What `planner.plan` counts with: the rows of a finished subset where they are these, else means."""
+    folder = results / config.experiment / "data"
+    report = longest = None
+    if (folder / "manifest.json").is_file():
+        manifest = read_json(folder / "manifest.json")
+        if manifest["params"] == stage_params(config, "subset"):
+            report, longest = manifest["report"], longest_row(folder / "train.parquet")
+        else:
+            logging.info("%s is of another configuration and is not used", folder / "manifest.json")
+    tokens = planner.default_tokens(config, report, longest)
+    prompts, source = folder / "prompts.jsonl", config.evaluation.prompts.path
+    if not prompts.is_file() and source and source.endswith(".jsonl"):
+        prompts = Path(source)
+    if prompts.is_file():
+        with open(prompts, encoding="utf-8") as lines:
+            found = sum(bool(line.strip()) for line in lines)
+        tokens["prompts"] = min(found, config.evaluation.limit or found)
+    return tokens | {"counted": bool(report)}
+
+
+def longest_row(file: Path) -> int | None:
+    if not file.is_file():
+        return None
+    import pandas as pd
+
+    return int(pd.read_parquet(file, columns=["input_ids"])["input_ids"].map(len).max())
+
+
+def totals(plan: list[dict], teacher: Shape, student: Shape) -> dict:
+    """fetched: bytes of the untrained models, two per weight."""
+    fetched = 2 * (teacher.parameters + student.parameters)
+    return {
+        "jobs": sum(entry["jobs"] for entry in plan),
+        "hours": sum(entry["hours_total"] for entry in plan),
+        "gpu_hours": sum(entry["gpu_hours"] for entry in plan),
+        "disk_bytes": sum(entry["disk_bytes"] for entry in plan) + fetched,
+    }
+
+
+HEAD = ("stage", "jobs", "weights", "trained", "GPU GiB", "host GiB", "disk GB", "h/job", "hours", "fits")
+LINE = "{:<16} {:>7} {:>8} {:>8} {:>8} {:>8} {:>9} {:>8} {:>10}  {}"
+
+
+def table(plan: list[dict]) -> str:
+    """At most 100 columns."""
+    lines = [LINE.format(*HEAD)]
+    for entry in plan:
+        cells = (
+            f"{entry['jobs']:,}",
+            f"{entry['parameters'] / 1e9:.2f} B",
+            f"{entry['trainable'] / 1e6:,.1f} M" if entry["trainable"] else "-",
+            f"{entry['gpu_bytes'] / GIB:.1f}" if entry["gpu_bytes"] else "-",
+            f"{entry['host_bytes'] / GIB:.1f}",
+            f"{entry['disk_bytes'] / 1e9:,.2f}",
+            f"{entry['hours']:.2f}",
+            f"{entry['hours_total']:,.1f}",
+            "NO" if entry["too_large"] else "yes",
+        )
+        lines.append(LINE.format(entry["stage"], *cells))
+    return "\n".join(lines)
+
+
+def described(plan, total, card, tokens) -> str:
+    train = tokens["train"]
+    rows = "as counted" if tokens["counted"] else "assumed (means of Alpaca)"
+    lines = [table(plan), ""]
+    lines += [
+        f"total: {total['jobs']:,} jobs, {total['gpu_hours']:,.1f} GPU hours, {total['hours']:,.1f} job "
+        f"hours, {total['disk_bytes'] / 1e9:,.1f} GB of disk",
+        f"rows: {train['rows']:,} of {train['tokens'] / train['rows']:.0f} tokens, "
+        f"{train['answers'] / train['rows']:.0f} of them answer, {rows}; the longest {tokens['longest']}",
+        f"prompts: {tokens['prompts']}, answers of {tokens['generated']['teacher']} (teacher) and "
+        f"{tokens['generated']['student']} (student) tokens in the mean, assumed",
+        "",
+        "assumed:",
+        *(f"  {line}" for line in cards.assumptions(card)),
+    ]
+    for entry in plan:
+        if entry["too_large"]:
+            needed = entry["gpu_bytes"] or entry["host_bytes"]
+            lines.append(
+                f"{entry['stage']} needs {needed / GIB:.1f} GiB and {card.name} has {card.memory:g}: "
+                f"change {entry['too_large']}"
+            )
+    return "\n".join(lines)
+
+
+def main(args):
+    config = checked_config(args.config)
+    card = cards.of_name(args.card, args.memory)
+    teacher = shape_of(config, "teacher", args.teacher_config, args.models)
+    derive = config.student.derive
+    if derive:
+        student = teacher.with_layers(derive.keep_layers)
+    else:
+        student = shape_of(config, "student", args.student_config, args.models)
+    tokens = counted(config, args.results)
+    plan = planner.plan(config, teacher, student, card, tokens)
+    total = totals(plan, teacher, student)
+    print(described(plan, total, card, tokens))
+    if args.output:
+        assumed = cards.assumptions(card)
+        write_json(
+            args.output,
+            {"card": card.name, "stages": plan, "total": total, "tokens": tokens, "assumed": assumed},
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments(), network=True)

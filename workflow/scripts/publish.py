@@ -1,0 +1,213 @@
+"""Put a trained model with its model card on a hub, or show what would be put there.
+
+python workflow/scripts/publish.py --model fkl-seed0 --repo owner/name [--dry-run]
+
+The folder results/<experiment>/publish/<model>/ is put together of links; nothing large is copied.
+"""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+from kdag import cli, model_card
+from kdag.errors import UserError, missing
+from kdag.manifest import atomic_path, read_json, verify_files
+
+
+def arguments():
+    parser = cli.parser(__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="teacher, or <strategy>-seed<k>")
+    parser.add_argument("--repo", help="owner/name")
+    parser.add_argument("--config", type=Path, default=Path("config.yaml"), help="the experiment")
+    parser.add_argument("--licence", help="its name on the hub, such as apache-2.0")
+    parser.add_argument("--public", action="store_true", help="a new repository is private without this")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be uploaded")
+    return parser
+
+
+def main(args):
+    config = load(args.config)
+    results = Path("results", config.experiment)
+    home = model_home(config, results, args.model)
+    if not (home / "manifest.json").is_file():
+        raise UserError(missing(home / "manifest.json"))
+    verify_files(home / "manifest.json")
+    if args.repo:
+        check_name(args.repo)
+    check_same(config, home, args.model)
+    text = card(config, results, home, args)
+    folder = assemble(results / "publish" / args.model, home, text, base_name(config, args.model))
+    describe(folder, text)
+    upload(folder, args)
+
+
+def load(path: Path):
+    import yaml
+
+    from kdag.config import load_config
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    return load_config(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def model_home(config, results: Path, model: str) -> Path:
+    from kdag.stages import student_ids
+
+    students = student_ids(config)
+    if model == "teacher":
+        return results / "teacher"
+    if model not in students:
+        raise UserError(f"no trained model is called {model!r}; there are teacher, {', '.join(students)}")
+    return Path(results, "students", students[model][0], f"seed{students[model][1]}")
+
+
+def check_same(config, home: Path, model: str) -> None:
+    """The card shows the configuration, so the model must be of it."""
+    from kdag.stages import stage_params, student_ids
+
+    strategy, seed = student_ids(config).get(model, ("", 0))
+    stage = {"": "sft_teacher", "sft": "sft_student"}.get(strategy, "distill")
+    wanted, trained = stage_params(config, stage, strategy, seed), read_json(home / "manifest.json")["params"]
+    for key in sorted(wanted.keys() & trained.keys()):
+        if wanted[key] != trained[key]:
+            raise UserError(
+                f"{home}: trained with {key} {trained[key]!r}, the configuration says {wanted[key]!r}; "
+                "run snakemake, or name the model's own configuration"
+            )
+
+
+def base_name(config, model: str) -> str | None:
+    """What the adapter is an adapter of, where that is on a hub."""
+    return (config.teacher if model == "teacher" else config.student).id
+
+
+def revision(source: dict, kind: str) -> str | None:
+    """The commit that was fetched, as its manifest says."""
+    for file in Path("resources", kind).glob("*/manifest.json"):
+        manifest = read_json(file)
+        if manifest.get("params") == source:
+            return manifest.get("revision")
+    return None
+
+
+def card(config, results: Path, home: Path, args) -> str:
+    from kdag.stages import stage_params, table_rows
+
+    student = None if config.student.derive else revision(stage_params(config, "fetch_student"), "models")
+    labels = {row["model"]: row["label"] for row in table_rows(config)}
+    fidelity = results / "eval" / args.model / "fidelity.json"
+    return model_card.card(
+        args.model,
+        config.model_dump(by_alias=True, exclude_none=True),
+        read_json(home / "manifest.json"),
+        data=read_json(results / "data" / "manifest.json"),
+        revisions={
+            "teacher": revision(stage_params(config, "fetch_teacher"), "models"),
+            "student": student,
+            "data": revision(stage_params(config, "fetch_dataset"), "datasets"),
+        },
+        scores=scores(results, args.model),
+        intervals=intervals(results / "report" / "intervals.csv"),
+        labels=labels,
+        fidelity=read_json(fidelity) if fidelity.is_file() else None,
+        licence=args.licence,
+    )
+
+
+def scores(results: Path, model: str) -> dict[str, dict]:
+    """This model's scores first, then those of the rows to compare it with; nothing while it has none."""
+    others = ["student-untrained", f"sft-seed{model.rsplit('-seed', 1)[-1]}", "teacher"]
+    shown = dict.fromkeys([model, *(others if model != "teacher" else ["teacher-untrained"])])
+    files = {name: results / "eval" / name / "scores.json" for name in shown}
+    if not files[model].is_file():
+        return {}
+    return {name: read_json(file) for name, file in files.items() if file.is_file()}
+
+
+def intervals(file: Path) -> dict[tuple[str, str], dict]:
+    import pandas as pd
+
+    if not file.is_file():
+        return {}
+    cells = pd.read_csv(file).to_dict("records")
+    return {(c["model"], c["metric"]): c for c in cells}
+
+
+def published(home: Path, base: str | None) -> dict[str, Path]:
+    """{name in the repository: file}. Without a base on a hub the adapter fits nothing and stays here."""
+    model = home / "model"
+    files = {file.relative_to(model).as_posix(): file for file in sorted(model.rglob("*")) if file.is_file()}
+    files["training.jsonl"] = home / "training.jsonl"
+    return {
+        name: file
+        for name, file in files.items()
+        if not file.name.startswith(".")
+        and file.name != "README.md"  # PEFT's form, not filled in
+        and (base or not name.startswith("adapter/"))
+    }
+
+
+def assemble(target: Path, home: Path, text: str, base: str | None) -> Path:
+    """The folder to upload: links to the model's files, its training log, and the card."""
+    with atomic_path(target) as partial:
+        for name, file in published(home, base).items():
+            link = partial / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if link.name == "adapter_config.json":
+                settings = read_json(file) | {"base_model_name_or_path": base}
+                link.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            else:
+                link.symlink_to(os.path.relpath(file.resolve(), (target / name).parent.resolve()))
+        (partial / "README.md").write_text(text, encoding="utf-8")
+    return target
+
+
+def describe(folder: Path, text: str) -> None:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    for file in files:
+        print(f"{file.stat().st_size:>14,}  {file.relative_to(folder)}")
+    print(f"{sum(file.stat().st_size for file in files):>14,}  bytes in {len(files)} files of {folder}\n")
+    print(text)
+
+
+def check_name(repo: str) -> None:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+        if "/" in repo:
+            return
+    except HFValidationError:
+        pass
+    raise UserError(f"REPO: owner/name is needed, got {repo!r}")
+
+
+def upload(folder: Path, args) -> None:
+    """To the hub where a token is; the token goes nowhere else, into no message either."""
+    from huggingface_hub import HfApi, get_token
+
+    token = get_token()
+    if args.dry_run or not token or not args.repo:
+        why = (
+            "a dry run"
+            if args.dry_run
+            else "no token (HF_TOKEN, or hf auth login)"
+            if not token
+            else "no REPO"
+        )
+        logging.info("nothing was uploaded: %s", why)
+        return
+    try:
+        api = HfApi(token=token)
+        api.create_repo(args.repo, private=not args.public, exist_ok=True)
+        done = api.upload_folder(repo_id=args.repo, folder_path=folder, commit_message=f"kdag: {args.model}")
+    except Exception as error:  # whatever the hub's client raises: one line, without the token
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0].replace(token, "<token>")
+        raise UserError(f"{args.repo} cannot be uploaded: {reason}") from None
+    logging.info("uploaded: %s", str(getattr(done, "commit_url", done)).replace(token, "<token>"))
+
+
+if __name__ == "__main__":
+    cli.run(main, arguments(), network=True)
