@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test lint schema clean fidelity bench audit test-slurm orphans test-gpu bench-gpu doctor status plan publish
+.PHONY: help install demo test lint schema clean fidelity test-faults bench audit test-slurm orphans test-gpu bench-gpu doctor status plan publish
 .DEFAULT_GOAL := help
 CONFIG ?= config.yaml
 CARD ?= H200
@@ -22,12 +22,15 @@ install: .venv/.installed ## set up .venv from the pinned requirements (about 2 
 demo: install ## run the whole DAG on models that a package ships, and print the table
 	$(BIN)/snakemake --workflow-profile profiles/cpu --quiet rules --replace-workflow-config --configfile experiments/demo.yaml
 
-test: install lint ## run the tests (about 10 minutes on two cores)
+test: install lint ## run the tests (about 20 minutes on two cores)
 	$(BIN)/pytest
 
 test-slurm: install ## run the tests on a SLURM cluster that they start here, skipped where Debian has none
 	$(BIN)/python tests/slurm/cluster.py install
 	$(BIN)/pytest -m slurm -rs tests/slurm
+
+test-faults: install ## damage every kind of file, and see it found before it is used (about 3 minutes)
+	$(BIN)/pytest -m faults -rs tests/faults
 
 test-gpu: install ## the tests that need a GPU; skipped where there is none
 	$(BIN)/pytest -m gpu -rs tests/gpu

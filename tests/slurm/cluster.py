@@ -287,6 +287,20 @@ class Cluster:
                 print(error, file=sys.stderr)
         for name in STOP_ORDER:
             self.stop(name)
+        for pid in self.left():
+            os.kill(pid, signal.SIGKILL)
+
+    def left(self) -> list[int]:
+        """Processes of jobs that outlived their node, known by this cluster's name in their environment."""
+        mark, found = f"LAB_SLURM_CONF={self.etc}/slurm.conf".encode(), []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                variables = (folder / "environ").read_bytes().split(b"\0")
+            except OSError:  # ended meanwhile, or another user's
+                continue
+            if mark in variables and int(folder.name) != os.getpid():
+                found.append(int(folder.name))
+        return found
 
 
 def gone(pid: int) -> bool:

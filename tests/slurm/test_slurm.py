@@ -18,7 +18,7 @@ from pathlib import Path
 import cluster as lab
 import pytest
 import yaml
-from conftest import Project
+from conftest import ROOT, Project
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 
@@ -201,7 +201,7 @@ def test_a_job_with_two_gpus_runs_its_script_once(cluster, tmp_path):
         "    resources: gpu=2, mem_mb=1000, runtime=5\n"
         "    shell: 'echo $CUDA_VISIBLE_DEVICES >> {output}'\n"
     )
-    shutil.copytree(lab.Path(__file__).parents[2] / "profiles", tmp_path / "profiles")
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
     command = [sys.executable, "-m", "snakemake", *HERE, "slurm_partition=gpu"]
     done = subprocess.run(
         command,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from kdag.errors import UserError
-from kdag.manifest import canonical_json, sha256_json, sha256_text
+from kdag.manifest import canonical_json, sha256_json, sha256_text, verify_beside
 
 # Rendered with both models' templates: they must agree on every one of these.
 PROBES = (
@@ -151,7 +151,11 @@ def answer_tokens(row_targets: np.ndarray) -> np.ndarray:
 
 
 def read_rows(path) -> pd.DataFrame:
-    """What `subset` wrote, without the texts and with the `targets`; small-integer arrays."""
+    """What `subset` wrote, without the texts and with the `targets`; small-integer arrays.
+
+    UserError if the file is not what its manifest says.
+    """
+    verify_beside(path)
     frame = pd.read_parquet(path, columns=["row_hash", "input_ids", "response_mask"])
     pairs = zip(frame["input_ids"], frame["response_mask"], strict=True)
     frame["targets"] = [targets(ids, mask) for ids, mask in pairs]

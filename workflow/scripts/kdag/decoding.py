@@ -17,6 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from kdag import gpu_lease
 from kdag.cli import Progress
 from kdag.errors import UserError
+from kdag.manifest import verify_beside
 
 ATTENTION = "grouped_sdpa"
 
@@ -42,6 +43,7 @@ def load_model(directory: Path, dtype: str, device: str | None = None):
     """(model, tokenizer) of a plain from_pretrained directory, weights in `dtype`."""
     if not (Path(directory) / "config.json").is_file():
         raise UserError(f"{directory} is no model directory: it has no config.json")
+    verify_beside(directory)
     transformers.utils.logging.disable_progress_bar()
     transformers.AttentionInterface.register(ATTENTION, grouped_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
@@ -50,6 +52,7 @@ def load_model(directory: Path, dtype: str, device: str | None = None):
     model = transformers.AutoModelForCausalLM.from_pretrained(
         directory,
         dtype=getattr(torch, dtype),
+        use_safetensors=True,
         attn_implementation=ATTENTION,
         **({"device_map": "auto"} if spread else {}),
     )

@@ -87,7 +87,9 @@ def read_json(path: Path):
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
+        raise UserError(
+            f"{path}: cannot be read as JSON: {error}. Delete it and run snakemake again to rebuild it."
+        ) from error
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -171,3 +173,11 @@ def verify_files(manifest_path: Path, prefixes: tuple[str, ...] = ("",)) -> dict
             continue
         raise UserError(f"{file} {problem}. Delete {manifest_path} and run snakemake again to rebuild it.")
     return manifest
+
+
+def verify_beside(path: Path) -> None:
+    """Check a file or folder against the manifest that lies beside it; one made by hand may have none."""
+    path = Path(path)
+    manifest = path.parent / "manifest.json"
+    if manifest.is_file():
+        verify_files(manifest, (path.name if path.is_file() else f"{path.name}/",))

@@ -10,6 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 from kdag import gpu_lease
 from kdag.errors import UserError, missing
+from kdag.manifest import verify_beside
 
 # The stages log their own progress; bars would fill a log file with carriage returns.
 transformers_logging.set_verbosity_warning()
@@ -47,6 +48,7 @@ def load_model(directory: Path, dtype: str, *, to_device: bool = True, quantizat
     quantization: a transformers quantisation config for its linear layers.
     """
     require(directory)
+    verify_beside(directory)
     spread = to_device and not quantization and gpu_lease.spread()
     if quantization:
         placed = {"quantization_config": quantization, "device_map": {"": device()}}

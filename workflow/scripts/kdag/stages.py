@@ -61,9 +61,18 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
         case "write_report":
             resolved = {name: stage_params(config, "distill", strategy=name) for name in config.strategies}
             hidden = {"resources": True, "teacher_cache": {"shards"}}
-            plan = config.model_dump(by_alias=True, exclude_none=True, exclude=hidden)
-            shown = plan | {"strategies": resolved}
-            return {"rows": table_rows(config), "configuration": shown, "plan": plan}
+            shown = config.model_dump(by_alias=True, exclude_none=True, exclude=hidden)
+            # What load_config takes, however it was spelt: the planner starts from the configuration.
+            every = {
+                name: {"divergence": s.divergence, **s.divergence_params()}
+                | config.distillation_of(name).model_dump()
+                for name, s in config.strategies.items()
+            }
+            return {
+                "rows": table_rows(config),
+                "configuration": shown | {"strategies": resolved},
+                "plan": shown | {"strategies": every},
+            }
     raise ValueError(f"no stage is called {stage!r}")
 
 
