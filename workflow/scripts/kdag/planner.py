@@ -5,26 +5,16 @@ How it is computed, and how far from measurements it is: docs/planning.md.
 """
 
 import re
-from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 
 from kdag import cards
 from kdag.cards import Card, Shape
 from kdag.config import Config
+from kdag.loads import Load, caching, generating, measuring, stored_bytes, training
 from kdag.manifest import sha256_json
 from kdag.stages import model_ids, student_ids
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
-FOUR_BIT = 0.516  # bytes per weight: NF4 with its constants quantised twice (arXiv:2305.14314, section 3)
-OPTIMIZER = {"adamw": 16, "adamw_8bit": 10}  # bytes per trained weight: fp32 itself, gradient, two moments
-# Saved for the backward pass per token and layer, of two-byte numbers: measured with saved_tensors_hooks on
-# llama layers, batch 4 x 300, sdpa attention.
-SAVED = {"lora": {"hidden": 24, "kv": 4, "mlp": 8}, "full": {"hidden": 32, "kv": 4, "mlp": 8}}
-FORWARD = {"hidden": 8, "kv": 0, "mlp": 6}  # held at once where nothing is saved: one layer's
-# distill_loss.py: logits of a chunk, and five fp32 buffers of so many elements (on a CPU of each thread).
-CHUNK_ELEMENTS, BLOCK_BUFFERS = 2**26, 5
-BLOCK_ELEMENTS = {"gpu": 2**25, "cpu": 2**20}
-FIDELITY_TOKENS = 8192  # padded, per forward pass of measure_fidelity.py
 # What takes less memory, the least harmful first: (field, value).
 TRAINING_CHANGES = (
     ("gradient_checkpointing", True),
@@ -34,9 +24,13 @@ TRAINING_CHANGES = (
 )
 CACHE_CHANGES = (("batch_tokens", 1024), ("dtype", "bfloat16"))
 EVALUATION_CHANGES = (("batch_size", 1), ("dtype", "bfloat16"))
-# bench/gpu_shapes.py: means of 999 Alpaca rows; IFEval's 541 prompts and the answers to them.
+SEVERAL_GPUS = (2, 4, 8)  # of one machine
+# job_needs: hours are taken as right within a factor of two (docs/planning.md), and a disk can be slow.
+SPARE_MEMORY, SPARE_TIME, SPARE_MINUTES, SNAKEMAKE_MIB = 1.25, 3, 30, 170
+# bench/gpu_shapes.py: means of 999 Alpaca rows; IFEval's 541 prompts and the answers to them. The longest
+# prompt with SmolLM2's tokenizer and template.
 ROW = {"prompt": 47.4, "answer": 146.0}
-IFEVAL = {"prompts": 541, "prompt": 74, "teacher_answer": 288, "student_answer": 357}
+IFEVAL = {"prompts": 541, "prompt": 74, "longest": 386, "teacher_answer": 288, "student_answer": 357}
 
 
 def source_name(source: dict) -> str:
@@ -61,147 +55,8 @@ def default_tokens(config: Config, data: dict | None = None, longest: int | None
     cap = config.evaluation.max_new_tokens
     prompts = min(config.evaluation.limit or IFEVAL["prompts"], IFEVAL["prompts"])
     answers = {side: min(IFEVAL[f"{side}_answer"], cap) for side in ("teacher", "student")}
-    return made | {"prompts": prompts, "prompt": IFEVAL["prompt"], "generated": answers}
-
-
-@dataclass
-class Load:
-    """What one job takes. fixed and transient: on the device; held: in host memory wherever it runs."""
-
-    shape: Shape
-    fixed: float
-    transient: float
-    flops: float
-    seconds: float  # of computing
-    weights: float  # bytes of weights that are read and written, whole
-    disk: float
-    trainable: int = 0
-    held: float = 0
-
-    def device(self, card: Card) -> float:
-        return cards.device_bytes(card, self.fixed + self.held * card.on_cpu, self.transient)
-
-
-def stored_bytes(config: Config, teacher: Shape) -> float:
-    """Of an answer token in the cache, its target included (teacher_storage.py)."""
-    cache, item = config.teacher_cache, BYTES[config.teacher_cache.dtype]
-    groups = -(-teacher.hidden // 16)
-    kept = {
-        "hidden": teacher.hidden * item,
-        "hidden-int8": 18 * groups,
-        "topk": cache.top_k * 6 + (4 if cache.tail == "bucket" else 0),
-        "logits": teacher.vocabulary * item,
-    }
-    return kept[cache.store] + 4
-
-
-def training(shape, settings, tokens, card, teacher=None, live=None) -> Load:
-    """Fine-tuning, or with the Shape of a teacher distillation; live: an online teacher's dtype."""
-    full, item, rows = settings.tuning == "full", BYTES[settings.dtype], tokens["train"]
-    passes_back = 6 if full else 4  # per weight: 2 forward, 2 to the inputs, 2 to the weights
-    again = 2 if settings.gradient_checkpointing else 0
-    adapters = 0 if full else shape.adapters(settings.lora_rank, settings.lora_target_modules)
-    trained = shape.parameters if full else adapters
-    frozen = 0 if full else item * (shape.parameters - shape.matrices)
-    frozen += 0 if full else (FOUR_BIT if settings.load_in_4bit else item) * shape.matrices
-    # Autocast's copy of the matrices; of the head a copy, its gradient in fp32 and a product.
-    copies = item * shape.matrices * (item < 4) + (2 * item + 4) * shape.head if full else 0
-
-    width = settings.batch_size * tokens["longest"]
-    layer = shape.per_layer(SAVED[settings.tuning]) * item / 2
-    kept = item * shape.hidden if settings.gradient_checkpointing else layer
-    activations = width * (shape.layers * kept + layer + 4 * item * shape.hidden)
-    answers = width * rows["answers"] / rows["tokens"]
-    logits = min(answers * shape.vocabulary, CHUNK_ELEMENTS) * item * (2 if teacher else 1)
-    block = BLOCK_ELEMENTS["cpu" if card.on_cpu else "gpu"]
-    loss = logits + BLOCK_BUFFERS * 4 * min(answers * shape.vocabulary, block) + answers * shape.hidden * item
-
-    flops = rows["tokens"] * ((passes_back + again) * shape.matrices + 6 * adapters)
-    flops += rows["answers"] * passes_back * shape.head
-    passes = -(-rows["rows"] // settings.batch_size)
-    launched = passes * shape.layers * (2 + again / 2) * (1 if full else cards.LORA_LAUNCHES)
-    seen = weights = 0
-    if teacher:
-        flops += rows["answers"] * 2 * teacher.head
-        seen = teacher.head * BYTES[live or settings.dtype]
-    if teacher and live:
-        flops += rows["tokens"] * 2 * teacher.matrices
-        launched += passes * teacher.layers
-        seen = weights = teacher.parameters * BYTES[live]
-        activations += width * teacher.per_layer(FORWARD) * BYTES[live] / 2
-    return Load(
-        shape=shape,
-        fixed=trained * OPTIMIZER[settings.optimizer] + frozen + copies + loss + seen,
-        transient=activations,
-        flops=flops * settings.epochs,
-        seconds=cards.compute_seconds(card, flops * settings.epochs, launched * settings.epochs),
-        weights=2 * item * shape.parameters + weights,
-        disk=item * shape.parameters + 4 * adapters,
-        trainable=trained,
-    )
-
-
-def caching(shape, cache, tokens, card, parts, per_token) -> Load:
-    """The teacher over `parts` of the data. cache: config.TeacherCache; per_token: bytes stored."""
-    item, counts = BYTES[cache.dtype], [tokens[part] for part in parts]
-    read, answers = (sum(count[key] for count in counts) for key in ("tokens", "answers"))
-    width = min(cache.batch_tokens, read)
-    in_shard = min(cache.rows_per_shard, max(count["rows"] for count in counts)) / max(counts[0]["rows"], 1)
-    flops = read * 2 * shape.matrices
-    passes = -(-read // cache.batch_tokens)
-    return Load(
-        shape=shape,
-        fixed=item * (shape.parameters + shape.head),
-        transient=width * shape.per_layer(FORWARD) * item / 2,
-        flops=flops,
-        seconds=cards.compute_seconds(card, flops, passes * shape.layers),
-        weights=item * shape.parameters,
-        disk=answers * per_token + item * shape.head,
-        held=2 * min(in_shard, 1) * counts[0]["answers"] * per_token,
-    )
-
-
-def generating(shape, evaluation, tokens, card, answer) -> Load:
-    """Greedy answers of `answer` tokens in the mean to every prompt."""
-    item, batch = BYTES[evaluation.dtype], min(evaluation.batch_size, tokens["prompts"])
-    per_token = 2 * shape.layers * shape.kv * item
-    # The longest of `batch` answers, their lengths exponential: 979 and 1,273 steps were measured for batches
-    # of 16 and 64 of Qwen2.5-7B-Instruct's (bench/gpu_shapes.py), 974 and 1,280 are computed.
-    longest = min(evaluation.max_new_tokens, answer * sum(1 / n for n in range(1, batch + 1)))
-    steps = -(-tokens["prompts"] // batch) * longest
-    made = tokens["prompts"] * answer
-    flops = 2 * (made + tokens["prompts"] * tokens["prompt"]) * shape.matrices + 2 * made * shape.head
-    read = steps * item * (shape.matrices + shape.head) + made * per_token * (tokens["prompt"] + answer / 2)
-    return Load(
-        shape=shape,
-        fixed=item * shape.parameters
-        + per_token * batch * (tokens["prompt"] + evaluation.max_new_tokens)
-        + (item + 4) * batch * shape.vocabulary,
-        transient=batch * tokens["prompt"] * shape.per_layer(FORWARD) * item / 2,
-        flops=flops,
-        seconds=cards.compute_seconds(card, flops, steps * shape.layers, read),
-        weights=item * shape.parameters,
-        disk=tokens["prompts"] * (4 * answer + 3000),  # the answer's text, its prompt, its scores
-    )
-
-
-def measuring(shape, teacher, evaluation, tokens, card) -> Load:
-    """Student and untrained student over the held-out rows, one after the other, then three heads."""
-    item, rows = BYTES[evaluation.dtype], tokens["heldout"]
-    width = min(FIDELITY_TOKENS, rows["tokens"])
-    flops = 4 * rows["tokens"] * shape.matrices + 2 * rows["answers"] * (2 * shape.head + teacher.head)
-    models = item * shape.parameters
-    heads = item * (2 * shape.head + teacher.head) + 6 * 4 * min(256, rows["answers"]) * shape.vocabulary
-    return Load(
-        shape=shape,
-        fixed=max(models, heads),
-        transient=width * shape.per_layer(FORWARD) * item / 2 if models > heads else 0,
-        flops=flops,
-        seconds=cards.compute_seconds(card, flops, 2 * shape.layers * -(-rows["tokens"] // FIDELITY_TOKENS)),
-        weights=2 * models,
-        disk=3000,
-        held=rows["answers"] * item * (2 * shape.hidden + teacher.hidden),
-    )
+    lengths = {"prompt": IFEVAL["prompt"], "longest_prompt": IFEVAL["longest"]}
+    return made | lengths | {"prompts": prompts, "generated": answers}
 
 
 def plan(config: Config, teacher: Shape, student: Shape, card: Card, tokens: dict) -> list[dict]:
@@ -275,15 +130,16 @@ def entry(config: Config, card: Card, stage: str, kinds) -> dict:
     loads = [(jobs, compute(settings)) for jobs, settings, compute, *_ in kinds]
     number = sum(jobs for jobs, _ in loads)
     hours = sum(jobs * job_hours(load, gpus, shards) for jobs, load in loads)
-    largest = max(range(len(kinds)), key=lambda index: loads[index][1].device(card))
+    largest = max(range(len(kinds)), key=lambda index: loads[index][1].device(card, gpus))
     load, (_, settings, compute, changes, model) = loads[largest][1], kinds[largest]
-    needed = load.device(card)
+    needed = load.device(card, gpus)
     room = card.memory * cards.GIB
-    host = needed if card.on_cpu else gpus * (cards.CUDA_PROCESS + load.shape.parameters * 2) + load.held
     disk = sum(jobs * load.disk for jobs, load in loads)
     key = None
     if needed > room:
-        key = key_to_change(lambda s: compute(s).device(card), settings, changes, room) or model
+        key = key_to_change(lambda s: compute(s).device(card, gpus), settings, changes, room)
+        divided = any(load.device(card, count) <= room for count in SEVERAL_GPUS if count > gpus)
+        key = key or (f"resources.gpus.{stage}" if divided else model)
     return {
         "stage": stage,
         "jobs": number * shards,
@@ -292,9 +148,10 @@ def entry(config: Config, card: Card, stage: str, kinds) -> dict:
         "trainable": load.trainable,
         "flops": round(sum(jobs * load.flops for jobs, load in loads)),
         "gpu_bytes": 0 if card.on_cpu else round(needed),
-        "host_bytes": round(host),
+        "host_bytes": round(max(load.host(card, gpus) for _, load in loads)),
         "disk_bytes": round(disk),
         "hours": hours / number,
+        "hours_longest": max(job_hours(load, gpus, shards) for _, load in loads),
         "hours_total": hours * shards,
         "gpu_hours": hours * shards * gpus * (not card.on_cpu),
         "too_large": key,
@@ -302,8 +159,23 @@ def entry(config: Config, card: Card, stage: str, kinds) -> dict:
 
 
 def job_hours(load: Load, gpus: int, shards: int) -> float:
-    """From its start to its manifest, the computing shared out evenly."""
-    return (cards.START_SECONDS + load.weights / cards.DISK_RATE + load.seconds / gpus / shards) / 3600
+    """From its start to its manifest, the computing shared out evenly where several GPUs work at a time."""
+    working = shards * (1 if load.spread else gpus)
+    return (cards.START_SECONDS + load.weights / cards.DISK_RATE + load.seconds / working) / 3600
+
+
+def job_needs(entry: dict) -> dict[str, int]:
+    """What to ask a scheduler for, for any job of a stage: more than is expected, less than no limit.
+
+    entry: of `plan`. mem_mb and gpu_mib in MiB (what SLURM and nvidia-smi call MB and MiB), runtime in
+    minutes. Two processes of Snakemake's come with each job of a cluster.
+    """
+    mib = {key: entry[key] / 2**20 for key in ("host_bytes", "gpu_bytes")}
+    return {
+        "mem_mb": ceil(SPARE_MEMORY * mib["host_bytes"] + 2 * SNAKEMAKE_MIB),
+        "gpu_mib": ceil(mib["gpu_bytes"]),
+        "runtime": ceil(SPARE_MINUTES + SPARE_TIME * 60 * entry["hours_longest"]),
+    }
 
 
 def key_to_change(needed, settings, changes, room: float) -> str | None:
