@@ -29,7 +29,7 @@ test-slurm: install ## run the tests on a SLURM cluster that they start here, sk
 	$(BIN)/python tests/slurm/cluster.py install
 	$(BIN)/pytest -m slurm -rs tests/slurm
 
-test-faults: install ## damage every kind of file, and see it found before it is used (about 3 minutes)
+test-faults: install ## kill every stage, fill the disk, damage every kind of file, and end with the same table (about 15 minutes)
 	$(BIN)/pytest -m faults -rs tests/faults
 
 test-gpu: install ## the tests that need a GPU; skipped where there is none

@@ -39,6 +39,7 @@ rule all:
     input:
         rules.aggregate.output,
         rules.write_report.output,
+        rules.write_cards.output,
         expand(
             "<results>/eval/{model}/{file}",
             model=MODELS,
@@ -50,3 +51,10 @@ onsuccess:
     table = Path(f"results/{CONFIG.experiment}/report/table.md")
     if table.is_file():
         print(f"\n{table}\n\n{table.read_text()}")
+
+
+onerror:
+    from kdag import incomplete
+
+    if text := incomplete.write_table(workflow.dag, CONFIG, log):
+        print(f"\nresults/{CONFIG.experiment}/report/table.md\n\n{text}")

@@ -371,6 +371,7 @@ def named(raw, name, value):
     [
         (lambda raw: "a: [1, 2\nb: {c\n", "Config file is not valid JSON or YAML"),
         (lambda raw: "- a\n- b\n", "Config file must be given as JSON or YAML with keys at top level"),
+        (lambda raw: yaml.safe_dump(raw) + "\nseeds: [1]\nseeds: [2]\n", "`seeds` stands in line"),
         (lambda raw: named(raw, "a b; touch pwned", FKL), "the name 'a b; touch pwned' may hold letters"),
         (
             lambda raw: yaml.safe_dump(raw | {"student": {"source": "path", "path": "gone"}}),

@@ -21,7 +21,7 @@ import sft
 from kdag import data, models, parallel
 from kdag.config import DistillationJob
 from kdag.errors import UserError
-from kdag.manifest import write_json
+from kdag.manifest import write_manifest
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 ROWS = 21  # with two rows per pass and two processes: the last pass of the second has nothing to learn
@@ -54,15 +54,25 @@ def home(tiny_models, tmp_path_factory) -> Path:
     )
     (folder / "data").mkdir()
     train.to_parquet(folder / "data" / "train.parquet")
-    hashes = {"vocabulary_hash": "of a vocabulary", "template_hash": "of a template"}
-    write_json(folder / "data" / "manifest.json", {"vocabulary_size": len(tokenizer), **hashes})
+    said = {
+        "vocabulary_size": len(tokenizer),
+        "vocabulary_hash": "of a vocabulary",
+        "template_hash": "of a template",
+    }
+    manifest(folder / "data", "train.parquet", **said)
     (folder / "student").mkdir()
     (folder / "student" / "model").symlink_to(tiny_models / "student")
-    write_json(folder / "student" / "manifest.json", {})
+    manifest(folder / "student", "model")
     teacher = models.load_model(tiny_models / "teacher", "float32")
     frame = data.read_rows(folder / "data" / "train.parquet")
     write_cache(folder / "cache", frame, teacher, len(tokenizer))
     return folder
+
+
+def manifest(folder: Path, output: str, **said) -> None:
+    write_manifest(
+        folder / "manifest.json", stage="test", params={}, inputs={}, outputs=[folder / output], **said
+    )
 
 
 def arguments(home: Path, target: Path, config: dict, teacher: bool) -> list[str]:

@@ -11,7 +11,7 @@ import yaml
 import publish
 from kdag import cli
 from kdag.config import load_config
-from kdag.manifest import write_json, write_manifest
+from kdag.manifest import write_json, write_manifest, write_sealed
 from kdag.report import METRICS
 from kdag.stages import stage_params
 
@@ -21,7 +21,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 def write_scores(folder, accuracy: float) -> None:
     counts = {"n_prompts": 64, "n_instructions": 88, "generation": {"decoding": "greedy", "dtype": "float32"}}
-    write_json(folder / "scores.json", dict.fromkeys(METRICS, accuracy) | counts)
+    write_sealed(folder / "scores.json", dict.fromkeys(METRICS, accuracy) | counts)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from kdag.config import load_config
+from kdag.manifest import read_sealed, sha256_file, write_sealed
 from kdag.stages import stage_params
 
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)> & 'quotes' \u2028"
@@ -27,6 +28,9 @@ def page(finished, tmp_path_factory):
         for sample in samples:
             sample["response"] = sample["prompt"] = ATTACK
         file.write_text("".join(json.dumps(s) + "\n" for s in samples))
+        scores = read_sealed(file.with_name("scores.json"))
+        scores["inputs"]["samples"] = sha256_file(file)
+        write_sealed(file.with_name("scores.json"), scores)
     raw = yaml.safe_load(finished.config.read_text())
     for source in (raw["data"], raw["teacher"], raw["student"], raw["evaluation"]["prompts"]):
         source["path"] = str(finished.folder / source["path"])

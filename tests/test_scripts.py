@@ -5,6 +5,8 @@ import json
 import pandas as pd
 import pytest
 
+from kdag.manifest import read_sealed, write_sealed
+
 
 def last_line(done) -> str:
     return done.stderr.strip().splitlines()[-1]
@@ -137,15 +139,18 @@ def test_mixture_is_refused(finished, paths, tmp_path):
 
     shutil.copytree(paths["results"] / "eval", tmp_path / "eval")
     file = tmp_path / "eval" / "rkl-seed0" / "scores.json"
-    scores = json.loads(file.read_text())
+    scores = read_sealed(file)
     scores["n_prompts"] = 3
     scores["generation"]["dtype"] = "bfloat16"
-    file.write_text(json.dumps(scores))
+    write_sealed(file, scores)
     models = ["teacher", "student-untrained", "rkl-seed0"]
     rows = [{"model": m, "label": m, "role": "student"} for m in models]
+    untrained = next(finished.folder.glob("resources/models/student-*"))
+    homes = [paths["results"] / "teacher", untrained, paths["results"] / "students" / "rkl" / "seed0"]
     done = finished.script(
         *("aggregate", "--config", json.dumps({"rows": rows, "tasks": [], "statistics": {}})),
         *("--scores", *(tmp_path / "eval" / m / "scores.json" for m in models)),
+        *("--manifests", *(home / "manifest.json" for home in homes)),
         *("--fidelity", *(tmp_path / "eval" / m / "fidelity.json" for m in models[1:])),
         *(
             part
@@ -168,3 +173,19 @@ def test_mixture_is_refused(finished, paths, tmp_path):
     assert "rkl-seed0: dtype is 'bfloat16', for teacher it is 'float32'" in done.stderr
     assert "rkl-seed0: n_prompts is 3, for teacher it is 4" in done.stderr
     assert not (tmp_path / "table").exists()
+
+
+def test_a_student_opens_with_the_lines_of_its_card(finished, monkeypatch):
+    """Merged and as an adapter it is one model; vLLM's line cannot be tried here."""
+    import peft
+    import torch
+    import transformers
+
+    monkeypatch.chdir(finished.folder)
+    card = (finished.results / "students" / "fkl" / "seed0" / "README.md").read_text()
+    lines = [line for line in card.splitlines() if line.startswith("model = ")]
+    known = {"transformers": transformers, "peft": peft}
+    merged, adapted = (eval(line.removeprefix("model = "), known) for line in lines)
+    ids = torch.tensor([[5, 7, 11, 13]])
+    assert torch.allclose(merged(ids).logits, adapted(ids).logits, atol=1e-4)
+    assert "student - fkl" in card and "[" in card.split("student - fkl")[1][:20]

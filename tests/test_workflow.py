@@ -16,7 +16,7 @@ from conftest import Project
 ROOT = Path(__file__).parents[1]
 STRATEGIES = ["fkl", "rkl", "skewed-fkl", "skewed-rkl"]
 STUDENTS = ["sft", *STRATEGIES]
-TABLE = {"aggregate": 1, "write_report": 1}
+TABLE = {"aggregate": 1, "write_report": 1, "write_cards": 1}
 EVERY_EVALUATION = {"generate": 8, "score": 8}
 FETCHES = ("fetch_dataset", "fetch_nltk_data", "fetch_prompts", "fetch_student", "fetch_teacher")
 
@@ -92,6 +92,7 @@ def of(*strategies, extra=()):
             "measure_fidelity": n,
             "aggregate": 1,
             "write_report": 1,
+            "write_cards": 1,
             **dict(extra),
         }
     )
@@ -166,6 +167,7 @@ def test_a_teacher_key_leaves_the_plain_student_alone(changed):
         "measure_fidelity": 6,
         "aggregate": 1,
         "write_report": 1,
+        "write_cards": 1,
     }
     rules, _ = changed(lambda raw: raw["teacher_cache"].update(rows_per_shard=7))
     assert "sft_student" not in rules and rules["cache_teacher"] == 1
@@ -216,6 +218,7 @@ def test_editing_code_reruns_what_imports_it(finished):
         "measure_fidelity": 6,
         "aggregate": 1,
         "write_report": 1,
+        "write_cards": 1,
     }
     edit(
         finished,

@@ -18,14 +18,18 @@ from snakemake.exceptions import WorkflowError
 SCRIPTS = Path(workflow.basedir, "workflow", "scripts")
 sys.path.insert(0, str(SCRIPTS))
 
+from kdag import yaml_file
 from kdag.config import load_config
 from kdag.errors import UserError
 from kdag.jobsize import host_mb, minutes, model_bytes
 from kdag.manifest import canonical_json, sha256_json
 from kdag.orphans import PREFIX, orphans, refusal
-from kdag.stages import model_ids, stage_params, student_ids
+from kdag.stages import home_of, model_ids, stage_params, student_ids
 
 try:
+    # What the YAML itself would not say: a key that stands twice.
+    if problems := [line for file in workflow.configfiles for line in yaml_file.problems(file)]:
+        raise UserError("\n".join(problems))
     CONFIG = load_config({k: v for k, v in config.items() if k != "pathvars"})
 except UserError as error:
     raise WorkflowError("The configuration is not valid; nothing has run.", *str(error).split("\n"))
@@ -144,10 +148,9 @@ CACHED = ["heldout"] if CONFIG.teacher.online else ["train", "heldout"]
 def model_home(model):
     fixed = {
         "teacher-untrained": TEACHER,
-        "teacher": "<results>/teacher",
         "student-untrained": STUDENT,
     }
-    return fixed.get(model) or "<results>/students/{}/seed{}".format(*STUDENTS[model])
+    return fixed.get(model) or f"<results>/{home_of(CONFIG, model)}"
 
 
 onstart:

@@ -1,5 +1,6 @@
 # Needs: the scores of every model and the fidelity of every student.
-# Gives: report/: the table and the evidence behind it, and one page that shows all of it.
+# Gives: report/: the table and the evidence behind it, and one page that shows all of it; beside every
+#        trained model its card, README.md.
 
 
 rule aggregate:
@@ -11,6 +12,7 @@ rule aggregate:
             model=["student-untrained", *STUDENTS],
         ),
         tasks=expand("<results>/eval/{model}/{task}/scores.json", model=MODELS, task=TASKS),
+        manifests=[f"{model_home(model)}/manifest.json" for model in MODELS],
     output:
         markdown=report("<results>/report/table.md", caption="../report/table.rst", category="Report"),
         csv=report("<results>/report/table.csv", caption="../report/table.rst", category="Report"),
@@ -30,7 +32,7 @@ rule aggregate:
         config=params("aggregate"),
     shell:
         "python {input.code[0]} --config {params.config:q} --scores {input.scores:q}"
-        " --fidelity {input.fidelity:q} --tasks {input.tasks:q} --table {output.markdown:q} --csv {output.csv:q}"
+        " --manifests {input.manifests:q} --fidelity {input.fidelity:q} --tasks {input.tasks:q} --table {output.markdown:q} --csv {output.csv:q}"
         " --latex {output.latex:q} --intervals {output.intervals:q} --comparisons {output.comparisons:q}"
         " --seeds {output.seeds:q} --verdict {output.verdict:q} --fidelity-csv {output.fidelity:q}"
         " --tasks-csv {output.tasks:q}"
@@ -66,3 +68,24 @@ rule write_report:
         " --manifests {input.manifests:q} --intervals {input.intervals:q}"
         " --comparisons {input.comparisons:q} --tasks {input.tasks:q} --verdict {input.verdict:q}"
         " --plan {output.plan:q} --output {output.html:q} 2>&1 | tee {log:q}"
+
+
+rule write_cards:
+    input:
+        code=code("write_cards"),
+        data="<results>/data/manifest.json",
+        scores=expand("<results>/eval/{model}/scores.json", model=MODELS),
+        fidelity=expand("<results>/eval/{model}/fidelity.json", model=STUDENTS),
+        manifests=[f"{model_home(model)}/manifest.json" for model in MODELS],
+        intervals="<results>/report/intervals.csv",
+    output:
+        [f"{model_home(model)}/README.md" for model in ["teacher", *STUDENTS]],
+    log:
+        "<logs>/write_cards.log",
+    localrule: True
+    conda:
+        "../../envs/eval.yaml"
+    params:
+        config=params("write_cards"),
+    shell:
+        "python {input.code[0]} --config {params.config:q} --data {input.data:q} --output {output:q} 2>&1 | tee {log:q}"

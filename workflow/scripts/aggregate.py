@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from kdag import cli, comparisons, report
-from kdag.manifest import read_json, write_text
+from kdag.manifest import check_source, read_sealed, write_text
 from kdag.verdict import verdict
 
 
@@ -12,6 +12,7 @@ def arguments():
     parser = cli.parser(__doc__)
     parser.add_argument("--config", type=json.loads, required=True, help="rows, tasks and statistics")
     parser.add_argument("--scores", type=Path, nargs="+", required=True, help="eval/<model>/scores.json")
+    parser.add_argument("--manifests", type=Path, nargs="+", required=True, help="manifest.json of each row")
     parser.add_argument("--fidelity", type=Path, nargs="+", required=True, help="eval/<model>/fidelity.json")
     parser.add_argument("--tasks", type=Path, nargs="*", default=[], help="eval/<model>/<task>/scores.json")
     parser.add_argument("--table", type=Path, required=True, help="table.md, written")
@@ -28,12 +29,23 @@ def arguments():
 
 def main(args):
     rows = args.config["rows"]
-    scores = {path.parent.name: read_json(path) for path in args.scores}
-    fidelity = {path.parent.name: read_json(path) for path in args.fidelity}
+    manifests = dict(zip([row["model"] for row in rows], args.manifests, strict=True))
+
+    def read(path, model):
+        result = read_sealed(path)
+        check_source(path, result["inputs"], "model", manifests[model])
+        return result
+
+    scores = {path.parent.name: read(path, path.parent.name) for path in args.scores}
+    fidelity = {path.parent.name: read(path, path.parent.name) for path in args.fidelity}
     report.refuse_mixture(rows, scores)
     comparisons.check_same_prompts(rows, scores)
     tasks = {
-        task: {path.parents[1].name: read_json(path) for path in args.tasks if path.parent.name == task}
+        task: {
+            path.parents[1].name: read(path, path.parents[1].name)
+            for path in args.tasks
+            if path.parent.name == task
+        }
         for task in args.config["tasks"]
     }
     further = report.task_table(rows, tasks)

@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 from kdag import doctor
-from kdag.doctor import OK, PROBLEM, WARNING, Finding
+from kdag.doctor import OK, PROBLEM, Finding
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 5  # how long an address may take to answer
@@ -111,9 +111,8 @@ def experiment(config: Path) -> tuple[list[Finding], bool]:
     except ImportError:
         return [Finding(OK, "configuration", "looked at after make install")], False
     shown = os.path.relpath(config)
-    problems = yaml_file.problems(config)
-    findings = [Finding(WARNING if "stands in line" in p else PROBLEM, "configuration", p) for p in problems]
-    if any(finding.level == PROBLEM for finding in findings):
+    findings = [Finding(PROBLEM, "configuration", line) for line in yaml_file.problems(config)]
+    if any("stands in line" not in finding.found for finding in findings):
         return findings, False
     try:
         checked = load_config(yaml.safe_load(config.read_text(encoding="utf-8")))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdag import cli, tasks
 from kdag.gpu_lease import leased
-from kdag.manifest import read_json, write_json, write_jsonl
+from kdag.manifest import read_json, sha256_beside, sha256_file, write_jsonl, write_sealed
 
 
 def arguments():
@@ -28,7 +28,8 @@ def main(args):
     logging.info("%s, %s, %s", args.config["task"]["name"], args.model, lm.settings()["backend"])
     scores, samples = tasks.evaluate(lm, args.config["task"], args.task, read_json(args.fetched)["tasks"])
     write_jsonl(args.output, samples)
-    write_json(args.scores, scores)
+    inputs = {"model": sha256_beside(args.model), "samples": sha256_file(args.output)}
+    write_sealed(args.scores, {**scores, "inputs": inputs})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kdag import cli
 from kdag.gpu_lease import leased
-from kdag.manifest import read_jsonl, write_json, write_jsonl
+from kdag.manifest import read_jsonl, sha256_beside, sha256_file, write_jsonl, write_sealed
 
 
 def arguments():
@@ -40,8 +40,9 @@ def main(args):
     cut_off = sum(sample["cut_off"] for sample in samples)
     logging.info("%d of %d answers cut off at the cap", cut_off, len(samples))
 
-    write_json(args.settings, settings)
     write_jsonl(args.output, samples)
+    inputs = {"model": sha256_beside(args.model), "samples": sha256_file(args.output)}
+    write_sealed(args.settings, {**settings, "inputs": inputs})
 
 
 if __name__ == "__main__":

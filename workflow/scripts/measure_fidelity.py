@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kdag import cli
 from kdag.gpu_lease import leased
-from kdag.manifest import read_json, sha256_file, write_json
+from kdag.manifest import read_json, sha256_file, write_sealed
 
 
 def arguments():
@@ -53,7 +53,7 @@ def main(args):
         "model": sha256_file(args.model.parent / "manifest.json"),
         "cache": sha256_file(args.cache),
     }
-    write_json(args.output, {**measures, "rows": len(frame), "inputs": inputs, "params": args.config})
+    write_sealed(args.output, {**measures, "rows": len(frame), "inputs": inputs, "params": args.config})
 
 
 if __name__ == "__main__":

@@ -40,8 +40,7 @@ def checked_config(file: Path) -> Config:
 
     if not file.is_file():
         raise UserError(f"{file}: no such file")
-    problems = [line for line in yaml_file.problems(file) if "stands in line" not in line]
-    if problems:
+    if problems := yaml_file.problems(file):
         raise UserError("\n".join(problems))
     return load_config(yaml.safe_load(file.read_text(encoding="utf-8")))
 

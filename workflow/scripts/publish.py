@@ -36,7 +36,7 @@ def main(args):
     if args.repo:
         check_name(args.repo)
     check_same(config, home, args.model)
-    text = card(config, results, home, args)
+    text = model_card.of_model(config, results, args.model, licence=args.licence)
     folder = assemble(results / "publish" / args.model, home, text, base_name(config, args.model))
     describe(folder, text)
     upload(folder, args)
@@ -53,14 +53,12 @@ def load(path: Path):
 
 
 def model_home(config, results: Path, model: str) -> Path:
-    from kdag.stages import student_ids
+    from kdag.stages import home_of, student_ids
 
-    students = student_ids(config)
-    if model == "teacher":
-        return results / "teacher"
-    if model not in students:
-        raise UserError(f"no trained model is called {model!r}; there are teacher, {', '.join(students)}")
-    return Path(results, "students", students[model][0], f"seed{students[model][1]}")
+    names = ["teacher", *student_ids(config)]
+    if model not in names:
+        raise UserError(f"no trained model is called {model!r}; there are {', '.join(names)}")
+    return results / home_of(config, model)
 
 
 def check_same(config, home: Path, model: str) -> None:
@@ -81,58 +79,6 @@ def check_same(config, home: Path, model: str) -> None:
 def base_name(config, model: str) -> str | None:
     """What the adapter is an adapter of, where that is on a hub."""
     return (config.teacher if model == "teacher" else config.student).id
-
-
-def revision(source: dict, kind: str) -> str | None:
-    """The commit that was fetched, as its manifest says."""
-    for file in Path("resources", kind).glob("*/manifest.json"):
-        manifest = read_json(file)
-        if manifest.get("params") == source:
-            return manifest.get("revision")
-    return None
-
-
-def card(config, results: Path, home: Path, args) -> str:
-    from kdag.stages import stage_params, table_rows
-
-    student = None if config.student.derive else revision(stage_params(config, "fetch_student"), "models")
-    labels = {row["model"]: row["label"] for row in table_rows(config)}
-    fidelity = results / "eval" / args.model / "fidelity.json"
-    return model_card.card(
-        args.model,
-        config.model_dump(by_alias=True, exclude_none=True),
-        read_json(home / "manifest.json"),
-        data=read_json(results / "data" / "manifest.json"),
-        revisions={
-            "teacher": revision(stage_params(config, "fetch_teacher"), "models"),
-            "student": student,
-            "data": revision(stage_params(config, "fetch_dataset"), "datasets"),
-        },
-        scores=scores(results, args.model),
-        intervals=intervals(results / "report" / "intervals.csv"),
-        labels=labels,
-        fidelity=read_json(fidelity) if fidelity.is_file() else None,
-        licence=args.licence,
-    )
-
-
-def scores(results: Path, model: str) -> dict[str, dict]:
-    """This model's scores first, then those of the rows to compare it with; nothing while it has none."""
-    others = ["student-untrained", f"sft-seed{model.rsplit('-seed', 1)[-1]}", "teacher"]
-    shown = dict.fromkeys([model, *(others if model != "teacher" else ["teacher-untrained"])])
-    files = {name: results / "eval" / name / "scores.json" for name in shown}
-    if not files[model].is_file():
-        return {}
-    return {name: read_json(file) for name, file in files.items() if file.is_file()}
-
-
-def intervals(file: Path) -> dict[tuple[str, str], dict]:
-    import pandas as pd
-
-    if not file.is_file():
-        return {}
-    cells = pd.read_csv(file).to_dict("records")
-    return {(c["model"], c["metric"]): c for c in cells}
 
 
 def published(home: Path, base: str | None) -> dict[str, Path]:

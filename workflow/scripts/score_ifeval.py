@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kdag import cli, ifeval
 from kdag.errors import UserError
-from kdag.manifest import read_json, read_jsonl, write_json
+from kdag.manifest import check_source, read_json, read_jsonl, read_sealed, write_sealed
 
 
 def arguments():
@@ -27,9 +27,13 @@ def arguments():
 
 
 def main(args):
-    docs = read_jsonl(args.prompts)
-    responses = read_jsonl(args.responses)
     generation = read_json(args.generation) if args.generation else None
+    inputs = {}
+    if generation and "seal" in generation:  # generate.py's, not one written by hand
+        generation = read_sealed(args.generation)
+        inputs = generation.pop("inputs")
+        check_source(args.generation, inputs, "samples", args.responses)
+    docs, responses = read_jsonl(args.prompts), read_jsonl(args.responses)
 
     if len(docs) != len(responses):
         raise UserError(
@@ -57,8 +61,7 @@ def main(args):
             f"{args.generation} says that the responses were generated for other prompts than "
             f"{args.prompts}. Generate them again for these prompts."
         )
-    scores["generation"] = generation
-    write_json(args.output, scores)
+    write_sealed(args.output, {**scores, "generation": generation, "inputs": inputs})
 
     for level in ifeval.LEVELS:
         logging.info(

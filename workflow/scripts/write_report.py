@@ -11,7 +11,7 @@ from kdag import cards, cli, html_report, planner
 from kdag.cards import Shape
 from kdag.config import load_config
 from kdag.errors import UserError
-from kdag.manifest import read_json, read_jsonl, write_json, write_text
+from kdag.manifest import check_source, read_json, read_jsonl, read_sealed, write_json, write_text
 from plan import counted
 
 
@@ -34,7 +34,9 @@ def arguments():
 
 def main(args):
     rows, configuration = args.config["rows"], args.config["configuration"]
-    scores = {path.parent.name: read_json(path) for path in args.scores}
+    scores = {path.parent.name: read_sealed(path) for path in args.scores}
+    for path in args.scores:
+        check_source(path, scores[path.parent.name]["inputs"], "samples", path.with_name("samples.jsonl"))
     manifest = read_json(args.manifests[0])
     # Snakemake writes the benchmarks when a job is done; a stage that ran by hand has none.
     results = args.output.parents[1]
@@ -47,7 +49,7 @@ def main(args):
         rows=rows,
         scores=scores,
         samples={path.parent.name: read_jsonl(path.with_name("samples.jsonl")) for path in args.scores},
-        fidelity={path.parent.name: read_json(path) for path in args.fidelity},
+        fidelity={path.parent.name: read_sealed(path) for path in args.fidelity},
         logs={log_label(path): read_jsonl(path) for path in args.training},
         cells=pd.read_csv(args.intervals),
         comparisons=pd.read_csv(args.comparisons),

@@ -53,6 +53,8 @@ def run(main, arguments: argparse.ArgumentParser, *, network: bool = False, memo
     )
     for noisy in ("httpx", "urllib3", "filelock", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of kernels that nothing here uses
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own
     try:
         main(args)
     except Exception as error:

@@ -87,9 +87,34 @@ def read_json(path: Path):
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read as JSON: {error}. Delete it and run snakemake again to rebuild it."
-        ) from error
+        raise UserError(f"{path}: cannot be read as JSON: {error}. {rebuild(path)}") from error
+
+
+def write_sealed(target: Path, value: dict) -> None:
+    """As write_json, with the hash of the rest under `seal`: for results that no manifest lists."""
+    write_json(target, {**value, "seal": sha256_json(value)})
+
+
+def read_sealed(path: Path) -> dict:
+    """What `write_sealed` wrote, without its seal; UserError where it is no longer that."""
+    value = read_json(path)
+    seal = value.pop("seal", None) if isinstance(value, dict) else None
+    if seal is None or seal != sha256_json(value):
+        raise UserError(f"{path} has changed since it was written. {rebuild(path)}")
+    return value
+
+
+def check_source(path: Path, inputs: dict, name: str, source: Path) -> None:
+    """UserError unless the result `path` was made from the file `source` as it is now.
+
+    inputs: {name: sha256} of what was read, as the result recorded it.
+    """
+    if inputs.get(name) != sha256_file(source):
+        raise UserError(f"{source} is not the file that {path} was made from. {rebuild(Path(path).parent)}")
+
+
+def rebuild(path: Path) -> str:
+    return f"Delete {path} and run snakemake again to rebuild it."
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -158,10 +183,13 @@ def verify_files(manifest_path: Path, prefixes: tuple[str, ...] = ("",)) -> dict
     manifest_path = Path(manifest_path)
     manifest = read_json(manifest_path)
     if not isinstance(manifest, dict) or "files" not in manifest:
-        raise UserError(f"{manifest_path} is not a manifest. Delete it and run snakemake again.")
-    for name, expected in manifest["files"].items():
-        if not name.startswith(prefixes):
-            continue
+        raise UserError(f"{manifest_path} is not a manifest. {rebuild(manifest_path)}")
+    listed = {name: file for name, file in manifest["files"].items() if name.startswith(prefixes)}
+    if not listed:
+        raise UserError(
+            f"{manifest_path} is of another stage: it lists no {prefixes[0]}. {rebuild(manifest_path)}"
+        )
+    for name, expected in listed.items():
         file = manifest_path.parent / name
         if not file.is_file():
             problem = "is missing"
@@ -171,8 +199,14 @@ def verify_files(manifest_path: Path, prefixes: tuple[str, ...] = ("",)) -> dict
             problem = "has another SHA-256 than when it was written"
         else:
             continue
-        raise UserError(f"{file} {problem}. Delete {manifest_path} and run snakemake again to rebuild it.")
+        raise UserError(f"{file} {problem}. {rebuild(manifest_path)}")
     return manifest
+
+
+def sha256_beside(path: Path) -> str | None:
+    """The hash of the manifest beside a model's folder: which model it is. One made by hand has none."""
+    manifest = Path(path).parent / "manifest.json"
+    return sha256_file(manifest) if manifest.is_file() else None
 
 
 def verify_beside(path: Path) -> None:

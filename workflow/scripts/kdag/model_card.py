@@ -1,12 +1,19 @@
 """The README of a trained model: what it was made from and how, what it scored, and what nobody checked.
 
-Pure functions of what the run wrote down. A model or file of this machine is named without its folder.
+`card` is a pure function of what the run wrote down, `of_model` reads that. A model or file of this machine
+is named without its folder.
 """
 
 import json
 from pathlib import Path
 
+import pandas as pd
+
+from kdag.manifest import read_json, read_sealed
+from kdag.stages import home_of, stage_params, table_rows
+
 LEVELS = ("strict", "loose")
+REPOSITORY = "<this repository>"
 SHOWN = ("forward_kl", "reverse_kl", "top1_agreement", "nll")
 
 
@@ -99,12 +106,24 @@ def origins(model: str, config: dict, train: dict, revisions: dict) -> list[str]
     return lines[::2] if model == "teacher" else lines
 
 
-def card(model, config, manifest, *, data, revisions, scores, intervals, labels, fidelity, licence) -> str:
+def use(place: str, adapter: bool) -> str:
+    """How to load what lies at `place`: a folder or a name on a hub."""
+    loaded = f'AutoModelForCausalLM.from_pretrained("{place}", dtype="auto")'
+    lines = [f"model = transformers.{loaded}", f'llm = vllm.LLM("{place}")']
+    if adapter:
+        lines.insert(1, f'model = peft.AutoPeftModelForCausalLM.from_pretrained("{place}/adapter")')
+    return "\n".join(["```python", *lines, "```"])
+
+
+def card(
+    model, config, manifest, *, data, revisions, scores, intervals, labels, fidelity, licence, place
+) -> str:
     """The whole README.
 
     config: the resolved configuration; manifest: the model's; data: the manifest of the encoded rows;
     revisions: {teacher, student, data: commit or None}; scores: {model id: scores.json}, may be empty;
-    intervals: {(model id, metric): a line of intervals.csv}; fidelity: fidelity.json or None.
+    intervals: {(model id, metric): a line of intervals.csv}; fidelity: fidelity.json or None; place: where
+    the weights are.
     """
     parts = [
         front_matter(config, licence),
@@ -131,9 +150,7 @@ def card(model, config, manifest, *, data, revisions, scores, intervals, labels,
     resolved = json.dumps(without_folders(config), indent=1, ensure_ascii=False)
     parts += [
         "## Use",
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("<this repository>", dtype="auto")\n'
-        'tokenizer = AutoTokenizer.from_pretrained("<this repository>")\n```',
+        use(place, manifest["params"].get("tuning") == "lora" and place != REPOSITORY),
         "## Training",
         hyperparameters(manifest["params"]),
         "Versions: " + ", ".join(f"{k} {v}" for k, v in manifest["versions"].items()) + ".",
@@ -154,3 +171,54 @@ def without_folders(value):
             for k, v in value.items()
         }
     return value
+
+
+# --- reading what the run wrote ---------------------------------------------------------------------------
+
+
+def of_model(config, results: Path, model: str, *, licence=None, place: str = REPOSITORY) -> str:
+    """The card of a trained model of the experiment in `results`. config: config.Config."""
+    fidelity = results / "eval" / model / "fidelity.json"
+    student = None if config.student.derive else revision(stage_params(config, "fetch_student"), "models")
+    return card(
+        model,
+        config.model_dump(by_alias=True, exclude_none=True),
+        read_json(results / home_of(config, model) / "manifest.json"),
+        data=read_json(results / "data" / "manifest.json"),
+        revisions={
+            "teacher": revision(stage_params(config, "fetch_teacher"), "models"),
+            "student": student,
+            "data": revision(stage_params(config, "fetch_dataset"), "datasets"),
+        },
+        scores=found_scores(results, model),
+        intervals=found_intervals(results / "report" / "intervals.csv"),
+        labels={row["model"]: row["label"] for row in table_rows(config)},
+        fidelity=read_sealed(fidelity) if fidelity.is_file() else None,
+        licence=licence,
+        place=place,
+    )
+
+
+def revision(source: dict, kind: str) -> str | None:
+    """The commit that was fetched, as its manifest says."""
+    for file in Path("resources", kind).glob("*/manifest.json"):
+        manifest = read_json(file)
+        if manifest.get("params") == source:
+            return manifest.get("revision")
+    return None
+
+
+def found_scores(results: Path, model: str) -> dict[str, dict]:
+    """This model's scores first, then those of the rows to compare it with; nothing while it has none."""
+    others = ["student-untrained", f"sft-seed{model.rsplit('-seed', 1)[-1]}", "teacher"]
+    shown = dict.fromkeys([model, *(others if model != "teacher" else ["teacher-untrained"])])
+    files = {name: results / "eval" / name / "scores.json" for name in shown}
+    if not files[model].is_file():
+        return {}
+    return {name: read_sealed(file) for name, file in files.items() if file.is_file()}
+
+
+def found_intervals(file: Path) -> dict[tuple[str, str], dict]:
+    if not file.is_file():
+        return {}
+    return {(cell["model"], cell["metric"]): cell for cell in pd.read_csv(file).to_dict("records")}

@@ -73,6 +73,8 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
                 "configuration": shown | {"strategies": resolved},
                 "plan": shown | {"strategies": every},
             }
+        case "write_cards":
+            return stage_params(config, "write_report")["plan"]
     raise ValueError(f"no stage is called {stage!r}")
 
 
@@ -83,6 +85,12 @@ def student_ids(config: Config) -> dict[str, tuple[str, int]]:
         for strategy in ("sft", *config.strategies)
         for seed in config.seeds
     }
+
+
+def home_of(config: Config, model: str) -> str:
+    """The folder of a trained model below results/<experiment>/."""
+    strategy, seed = student_ids(config).get(model, ("", 0))
+    return f"students/{strategy}/seed{seed}" if strategy else "teacher"
 
 
 def model_ids(config: Config) -> list[str]:

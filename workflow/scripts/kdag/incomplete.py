@@ -1,0 +1,87 @@
+"""The table of a run that stopped: the rows that are there, and every other one marked, with its reason.
+
+The workflow's `onerror` writes it where `aggregate` could not run, which needs every row.
+"""
+
+from pathlib import Path
+
+from kdag import report, status
+from kdag.config import Config
+from kdag.manifest import read_sealed, write_text
+from kdag.stages import table_rows
+
+MISSING = "missing"
+
+
+def write_table(dag, config: Config, logs: list[str]) -> str | None:
+    """Write report/table.md and return it; None where the table is whole or no row is there.
+
+    dag: Snakemake's, which knows what is up to date. logs: the run's log files. What `aggregate` left beside
+    the table earlier is removed, as it would be when that starts: it belongs to other rows, and without it
+    the next run is sure to make the table anew.
+    """
+    aggregate = next((job for job in dag.jobs if job.rule.name == "aggregate"), None)
+    if aggregate is None or dag.noneedrun_finished(aggregate):
+        return None
+    texts = {Path(log).name: Path(log).read_text(encoding="utf-8", errors="replace") for log in logs}
+    why = missing_rows(dag, {job for name, text in texts.items() for job in status.run(name, text).failed})
+    rows = table_rows(config)
+    there = [row["model"] for row in rows if row["model"] not in why]
+    if not why or not there:
+        return None
+    folder = Path("results", config.experiment, "eval")
+    scores = {model: read_sealed(folder / model / "scores.json") for model in there}
+    report.refuse_mixture([row for row in rows if row["model"] in scores], scores)
+    text = markdown(rows, scores, why)
+    for file in aggregate.output:
+        Path(file).unlink(missing_ok=True)
+    write_text(Path(aggregate.output.markdown), text)
+    return text
+
+
+def missing_rows(dag, failed: set[str]) -> dict[str, str]:
+    """{model id: why it has no scores}. failed: the logs of the jobs that failed in this run."""
+    why = {}
+    for job in dag.jobs:
+        if job.rule.name != "score" or dag.noneedrun_finished(job):
+            continue
+        before = [job, *dag.bfs(dag.dependencies, job)]
+        stopped = [j for j in before if not dag.noneedrun_finished(j) and failed.intersection(j.log)]
+        why[job.wildcards.model] = " and ".join(map(reason, dict.fromkeys(stopped))) or "not reached"
+    return why
+
+
+def reason(job) -> str:
+    name = " ".join([job.rule.name, *job.wildcards])
+    return f"`{name}` failed: {said(job.log[0])} ({job.log[0]})"
+
+
+def said(log: str) -> str:
+    """The error that a stage ended with, else the last line of its log."""
+    last = status.last_line(log)
+    return last.split(" error: ", 1)[-1] or "its log is empty"
+
+
+def markdown(rows: list[dict], scores: dict[str, dict], why: dict[str, str]) -> str:
+    """rows: all of `stages.table_rows`; scores: of those that are there; why: of the others."""
+    lines = [["model", *report.METRICS], ["---"] + ["---:"] * len(report.METRICS)]
+    for row in rows:
+        found = scores.get(row["model"])
+        cells = [f"{found[metric]:.4f}" if found else MISSING for metric in report.METRICS]
+        lines.append([row["label"], *cells])
+    first = next(iter(scores.values()))
+    labels = {row["model"]: row["label"] for row in rows}
+    return "\n".join(
+        [
+            *(f"| {' | '.join(line)} |" for line in lines),
+            "",
+            f"**Incomplete: {len(why)} of {len(rows)} rows are missing.** The verdict, the comparisons and "
+            "the page need every row; index.html, if it is there, shows an earlier run. Mend the cause and "
+            "run the same command again: what is finished stays.",
+            "",
+            *(f"- {labels[model]}: {words}" for model, words in sorted(why.items())),
+            "",
+            f"{first['n_prompts']} prompts, {first['n_instructions']} instructions, the same for every row.",
+            "",
+        ]
+    )
