@@ -52,7 +52,7 @@ lint: install ## style of Python and Snakemake files
 publish: ## make publish MODEL=fkl-seed0 REPO=owner/name [CONFIG= DRY=1 PUBLIC=1 LICENCE=]: a model and its card to a hub
 	$(BIN)/python workflow/scripts/publish.py --model "$(MODEL)" $(if $(REPO),--repo "$(REPO)") --config $(CONFIG) $(if $(LICENCE),--licence "$(LICENCE)") $(if $(DRY),--dry-run) $(if $(PUBLIC),--public)
 
-schema: install ## write workflow/schemas/config.schema.json anew from config.py
+schema: install ## write workflow/schemas/config.schema.json anew from the configuration's sections
 	$(BIN)/python workflow/scripts/write_schema.py
 
 clean: ## delete every result and download

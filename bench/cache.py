@@ -73,7 +73,7 @@ def answer_tokens(frame):
 
 
 def measure_writing(figures, args, frame, rounds, folder):
-    from kdag.config import TeacherCache
+    from kdag.config_training import TeacherCache
     from kdag.models import load_model
 
     settings = TeacherCache()
@@ -118,7 +118,7 @@ def measure_reading(figures, frame, megabytes, rounds, folder):
     from safetensors.torch import save_file
 
     from kdag import teacher_cache
-    from kdag.config import TeacherCache as Settings
+    from kdag.config_training import TeacherCache as Settings
     from kdag.manifest import write_manifest
 
     lengths = answer_tokens(frame)

@@ -252,7 +252,7 @@ def demo_settings(**changes):
     """The demo's distillation, for one epoch of the rows at hand."""
     import yaml
 
-    from kdag.config import DistillationJob
+    from kdag.config_training import DistillationJob
 
     demo = yaml.safe_load((ROOT / "experiments" / "demo.yaml").read_text())
     return DistillationJob(**demo["distillation"] | {"divergence": "fkl", "epochs": 1} | changes)

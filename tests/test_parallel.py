@@ -19,7 +19,7 @@ from test_training import write_cache
 import distill
 import sft
 from kdag import data, models, parallel
-from kdag.config import DistillationJob
+from kdag.config_training import DistillationJob
 from kdag.errors import UserError
 from kdag.manifest import write_manifest
 

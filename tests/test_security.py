@@ -134,7 +134,7 @@ def test_code_beside_a_model_is_neither_fetched_nor_run(tiny_models, tmp_path):
 def interrupted(tiny_models, tmp_path_factory):
     """(a function that trains two steps and dies after the first, or goes on; its checkpoint)."""
     from kdag import data, models, training
-    from kdag.config import TeacherTraining
+    from kdag.config_training import TeacherTraining
 
     folder = tmp_path_factory.mktemp("interrupted")
     tokenizer = models.load_tokenizer(tiny_models / "student")

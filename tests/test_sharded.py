@@ -12,7 +12,7 @@ from test_parallel import LORA, SCRIPTS, SETTINGS, arguments, check_same, finish
 import distill
 import sft
 from kdag import parallel, sharded
-from kdag.config import TeacherTraining
+from kdag.config_training import TeacherTraining
 from kdag.errors import UserError
 
 

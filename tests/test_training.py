@@ -10,8 +10,8 @@ import torch
 
 from cache_teacher import encoder
 from kdag import data, models, teacher_cache, training
-from kdag.config import DistillationJob
-from kdag.config import TeacherCache as TeacherCacheSettings
+from kdag.config_training import DistillationJob
+from kdag.config_training import TeacherCache as TeacherCacheSettings
 from kdag.errors import UserError
 from kdag.manifest import write_manifest
 from kdag.teacher_cache import OnlineTeacher, TeacherCache

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from kdag import cli
-from kdag.config import TeacherCache as Settings
+from kdag.config_training import TeacherCache as Settings
 from kdag.gpu_lease import leased
 from kdag.manifest import atomic_path, read_json, sha256_file, write_manifest
 

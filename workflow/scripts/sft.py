@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from kdag import backends, cli
-from kdag.config import TeacherTraining, checked
+from kdag.config_section import checked
+from kdag.config_training import TeacherTraining
 from kdag.parallel import one_process_per_gpu
 
 

@@ -5,7 +5,8 @@ import logging
 from pathlib import Path
 
 from kdag import cli, data
-from kdag.config import Data, checked
+from kdag.config_section import checked
+from kdag.config_sources import Data
 from kdag.errors import UserError
 from kdag.manifest import atomic_path, read_jsonl, sha256_file, write_manifest
 

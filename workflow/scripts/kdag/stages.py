@@ -4,7 +4,9 @@ The workflow's side of config.py: no stage script imports this, so that a change
 change of any stage's code.
 """
 
-from kdag.config import Config, DataSource, DistillationJob, Source, Training
+from kdag.config import Config
+from kdag.config_sources import DataSource, Source
+from kdag.config_training import DistillationJob, Training
 
 
 def fetch_params(source: Source) -> dict:

@@ -44,7 +44,7 @@ def specification(settings: dict, folder: Path):
 
 def load(settings: dict, folder: Path) -> tuple:
     """(task manager, specification, {name: loaded task}). UserError with near names for an unknown one."""
-    from kdag.config import suggestion
+    from kdag.config_section import suggestion
 
     index = manager(settings)
     if settings["name"] != ifbench.NAME and settings["name"] not in index.all_tasks:
