@@ -43,7 +43,7 @@ PEERS = ("trl", "dense")
 
 def batch_order(frame, settings):
     """kdag's own order of the rows in the first epoch."""
-    from kdag.training import EpochSampler
+    from kdag.batches import EpochSampler
 
     lengths = [len(ids) for ids in frame["input_ids"]]
     return list(EpochSampler(lengths, settings.batch_size, settings.seed, lambda: 0))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_training import DATA, cache, frame, job, run, tokenizer, trained  # noqa: F401
 
-from kdag import backends, batches, models, training
+from kdag import backends, batches, checkpoints, models, training
 from kdag.errors import UserError
 from kdag.teacher_cache import TeacherCache
 
@@ -253,7 +253,7 @@ def test_a_broken_loss_stops_before_anything_is_saved(
         return (loss * value if len(passes) == 3 else loss), metrics
 
     monkeypatch.setattr(training.DistillTrainer, "losses", losses)
-    monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", 0)
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN_CHECKPOINTS", 0)
     settings = job(batch_size=4, gradient_accumulation=2)
     with pytest.raises(UserError, match=r"step 2: (loss|grad_norm) is (nan|inf) \(fkl\)") as error:
         run(tiny_models, frame, cache, tmp_path, settings)

@@ -152,10 +152,10 @@ def test_a_killed_launcher_takes_its_workers_along_and_training_goes_on(home, tm
     """Distilled with adapters in two processes, killed, gone on with: what one process makes of it."""
     scripts = tmp_path / "scripts"
     shutil.copytree(SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    training = scripts / "kdag" / "training.py"
-    text = training.read_text()
+    file = scripts / "kdag" / "checkpoints.py"
+    text = file.read_text()
     assert "SECONDS_BETWEEN_CHECKPOINTS = 120" in text
-    training.write_text(text.replace("SECONDS_BETWEEN_CHECKPOINTS = 120", "SECONDS_BETWEEN_CHECKPOINTS = -1"))
+    file.write_text(text.replace("SECONDS_BETWEEN_CHECKPOINTS = 120", "SECONDS_BETWEEN_CHECKPOINTS = -1"))
     config = LORA | {"divergence": "fkl"}
     given = arguments(home, tmp_path / "two", config, teacher=True)
     job = start("distill", *given, scripts=scripts)

@@ -133,7 +133,7 @@ def test_code_beside_a_model_is_neither_fetched_nor_run(tiny_models, tmp_path):
 @pytest.fixture(scope="module")
 def interrupted(tiny_models, tmp_path_factory):
     """(a function that trains two steps and dies after the first, or goes on; its checkpoint)."""
-    from kdag import data, models, training
+    from kdag import checkpoints, data, models, training
     from kdag.config_training import TeacherTraining
 
     folder = tmp_path_factory.mktemp("interrupted")
@@ -158,7 +158,7 @@ def interrupted(tiny_models, tmp_path_factory):
         )
 
     patch = pytest.MonkeyPatch()
-    patch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", -1)
+    patch.setattr(checkpoints, "SECONDS_BETWEEN_CHECKPOINTS", -1)
     losses, calls = training.DistillTrainer.compute_loss, []
 
     def dies(self, *args, **kwargs):
@@ -171,7 +171,7 @@ def interrupted(tiny_models, tmp_path_factory):
     with pytest.raises(KeyboardInterrupt):
         train()
     patch.undo()
-    return train, training.last_checkpoint(work)
+    return train, checkpoints.last_checkpoint(work)
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])

@@ -38,9 +38,9 @@ def test_it_goes_on_from_the_parts_of_all_processes(home, tmp_path, monkeypatch)
     monkeypatch.setenv(sharded.FORCE, "1")
     scripts = tmp_path / "scripts"
     shutil.copytree(SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    training = scripts / "kdag" / "training.py"
-    text = training.read_text()
-    training.write_text(text.replace("SECONDS_BETWEEN_CHECKPOINTS = 120", "SECONDS_BETWEEN_CHECKPOINTS = -1"))
+    file = scripts / "kdag" / "checkpoints.py"
+    text = file.read_text()
+    file.write_text(text.replace("SECONDS_BETWEEN_CHECKPOINTS = 120", "SECONDS_BETWEEN_CHECKPOINTS = -1"))
     config = LORA | {"divergence": "fkl"}
     given = arguments(home, tmp_path / "two", config, teacher=True)
     job = start("distill", *given, scripts=scripts)

@@ -9,7 +9,7 @@ import tiny
 import torch
 
 from cache_teacher import encoder
-from kdag import data, models, teacher_cache, training
+from kdag import checkpoints, data, models, teacher_cache, training
 from kdag.config_training import DistillationJob
 from kdag.config_training import TeacherCache as TeacherCacheSettings
 from kdag.errors import UserError
@@ -273,7 +273,7 @@ def test_training_goes_on_from_its_checkpoint(tiny_models, frame, cache, tmp_pat
     """Killed at step 5 and started again: the same steps, the same weights, to the last bit."""
     settings = job(epochs=3, lora_dropout=0.1, schedule="cosine", warmup_ratio=0.1)
     undisturbed, log = run(tiny_models, frame, cache, tmp_path / "undisturbed", settings)
-    monkeypatch.setattr(training, "SECONDS_BETWEEN_CHECKPOINTS", -1)
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN_CHECKPOINTS", -1)
     loss = training.DistillTrainer.compute_loss
     calls = []
 
@@ -286,7 +286,7 @@ def test_training_goes_on_from_its_checkpoint(tiny_models, frame, cache, tmp_pat
     monkeypatch.setattr(training.DistillTrainer, "compute_loss", dies)
     with pytest.raises(KeyboardInterrupt):
         run(tiny_models, frame, cache, tmp_path / "killed", settings)
-    assert training.last_checkpoint(tmp_path / "killed").endswith("checkpoint-4")
+    assert checkpoints.last_checkpoint(tmp_path / "killed").endswith("checkpoint-4")
     model, resumed = run(tiny_models, frame, cache, tmp_path / "killed", settings)
     assert len(calls) == 10 + 2 * (len(log) - 4)
     assert torch.equal(trained(model), trained(undisturbed))
@@ -341,7 +341,7 @@ def test_half_written_or_damaged_checkpoint_is_not_used(tmp_path):
         if step < 6:
             write_json(folder / "seal.json", hash_files(folder, [folder]))
     (tmp_path / "checkpoint-4" / "weights").write_bytes(b"Weights of a step")
-    assert training.last_checkpoint(tmp_path).endswith("checkpoint-2")
+    assert checkpoints.last_checkpoint(tmp_path).endswith("checkpoint-2")
 
 
 def test_merged_model_is_the_adapted_one(tiny_models, tokenizer, frame, cache, tmp_path):

@@ -30,7 +30,7 @@ HERE = [
     *("--default-resources", "slurm_account=distillers", "gpu_model=fake", "nodes=1"),
 ]
 THREADS = ["--set-threads", *(f"{stage}=1" for stage in STAGES)]
-# A copy of training.py saves often and does at each step what a file in the working directory says.
+# A copy of checkpoints.py saves often and does at each step what a file in the working directory says.
 HOOK = """
 
 _on_step_end = Follow.on_step_end
@@ -76,7 +76,7 @@ def reference(tmp_path_factory) -> Project:
     raw["strategies"] = {name: raw["strategies"][name] for name in ("fkl", "skewed-rkl")}
     raw["distillation"]["epochs"] = 20
     (project.folder / "config.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
-    file = project.folder / "workflow" / "scripts" / "kdag" / "training.py"
+    file = project.folder / "workflow" / "scripts" / "kdag" / "checkpoints.py"
     often = re.sub(
         r"(?m)^SECONDS_BETWEEN_CHECKPOINTS = .*", "SECONDS_BETWEEN_CHECKPOINTS = 1", file.read_text()
     )
