@@ -91,7 +91,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(directory):
-    return decoding.load_model(directory, "float32", device="cpu")
+    return decoding.load_model(directory, "float32")
 
 
 def prompt_ids(tokenizer):
@@ -170,7 +170,7 @@ def test_grouped_attention_equals_sdpa(directory, loaded):
 
 
 def test_rows_that_pad_the_head_are_never_chosen(tmp_path):
-    model, tokenizer = decoding.load_model(make_model(tmp_path), "float32", device="cpu")
+    model, tokenizer = decoding.load_model(make_model(tmp_path), "float32")
     prompts = prompt_ids(tokenizer)
     free, _ = decode(model, tokenizer, prompts, eos_ids=[])
     with torch.no_grad():
@@ -276,7 +276,7 @@ class SamplingParams(types.SimpleNamespace):
 class LLM:
     def __init__(self, model, dtype, **settings):
         self.settings = settings
-        self.loaded = decoding.load_model(model, dtype, device="cpu")
+        self.loaded = decoding.load_model(model, dtype)
         self.llm_engine = types.SimpleNamespace(model_config=None)
 
     def generate(self, prompts, sampling):

@@ -184,7 +184,7 @@ def test_greedy_answers_are_transformers_own(tiny_models, penalty):
     from kdag import decoding
 
     folder, cap = tiny_models / "student", 24
-    model, tokenizer = decoding.load_model(folder, "float32", device=DEVICE)
+    model, tokenizer = decoding.load_model(folder, "float32")
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     plain = plain.to(DEVICE).eval()
     generator = torch.Generator().manual_seed(0)
@@ -223,7 +223,7 @@ def test_greedy_answers_are_transformers_own(tiny_models, penalty):
 def test_decoding_in_bf16_stays_within_the_vocabulary(tiny_models):
     from kdag import decoding
 
-    model, tokenizer = decoding.load_model(tiny_models / "teacher", "bfloat16", device=DEVICE)
+    model, tokenizer = decoding.load_model(tiny_models / "teacher", "bfloat16")
     answers, cut_off = decoding.decode_greedily(
         model, [[5, 6, 7], [8]], vocabulary=len(tokenizer), eos_ids=[], max_new_tokens=40
     )

@@ -14,10 +14,8 @@ import transformers
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from kdag import gpu_lease
+from kdag import gpu_lease, models
 from kdag.cli import Progress
-from kdag.errors import UserError
-from kdag.manifest import verify_beside
 
 ATTENTION = "grouped_sdpa"
 
@@ -39,27 +37,12 @@ def grouped_attention(module, query, key, value, attention_mask, scaling=None, *
     return output.reshape(rows, 1, heads, dim), None
 
 
-def load_model(directory: Path, dtype: str, device: str | None = None):
+def load_model(directory: Path, dtype: str):
     """(model, tokenizer) of a plain from_pretrained directory, weights in `dtype`."""
-    if not (Path(directory) / "config.json").is_file():
-        raise UserError(f"{directory} is no model directory: it has no config.json")
-    verify_beside(directory)
-    transformers.utils.logging.disable_progress_bar()
     transformers.AttentionInterface.register(ATTENTION, grouped_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    spread = gpu_lease.spread()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        directory,
-        dtype=getattr(torch, dtype),
-        use_safetensors=True,
-        attn_implementation=ATTENTION,
-        **({"device_map": "auto"} if spread else {}),
-    )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    if not tokenizer.chat_template:
-        raise UserError(f"the tokenizer in {directory} has no chat template")
-    return (model if spread else model.to(device)).eval(), tokenizer
+    tokenizer = models.load_tokenizer(directory)
+    return models.load_model(directory, dtype, attention=ATTENTION), tokenizer
 
 
 def end_tokens(model, tokenizer) -> list[int]:

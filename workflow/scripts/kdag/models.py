@@ -29,12 +29,14 @@ def require(directory: Path) -> None:
     """Say how a model directory that is not there is made, before transformers takes its path for a name."""
     if not Path(directory).is_dir():
         raise UserError(missing(directory))
+    if not (Path(directory) / "config.json").is_file():
+        raise UserError(f"{directory} is no model directory: it has no config.json")
 
 
 def load_tokenizer(directory: Path):
     require(directory)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{directory}: no tokenizer can be loaded: {error}") from error
     if not tokenizer.chat_template:
@@ -42,10 +44,11 @@ def load_tokenizer(directory: Path):
     return tokenizer
 
 
-def load_model(directory: Path, dtype: str, *, to_device: bool = True, quantization=None):
+def load_model(directory: Path, dtype: str, *, to_device: bool = True, quantization=None, attention=None):
     """A causal language model in evaluation mode, its weights in `dtype`, whole or not at all.
 
-    quantization: a transformers quantisation config for its linear layers.
+    quantization: a transformers quantisation config for its linear layers; attention: the name of an
+    implementation that is registered, else transformers' choice.
     """
     require(directory)
     verify_beside(directory)
@@ -60,6 +63,8 @@ def load_model(directory: Path, dtype: str, *, to_device: bool = True, quantizat
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             output_loading_info=True,
+            trust_remote_code=False,
+            **({"attn_implementation": attention} if attention else {}),
             **placed,
         )
     except (OSError, ValueError) as error:
