@@ -49,7 +49,7 @@ lint: install ## style of Python and Snakemake files
 	$(BIN)/snakefmt --check Snakefile workflow/rules
 	$(BIN)/snakemake --lint
 
-publish: ## make publish MODEL=fkl-seed0 REPO=owner/name [CONFIG= DRY=1 PUBLIC=1 LICENCE=]: a model and its card to a hub
+publish: install ## make publish MODEL=fkl-seed0 REPO=owner/name [CONFIG= DRY=1 PUBLIC=1 LICENCE=]: a model and its card to a hub
 	$(BIN)/python workflow/scripts/publish.py --model "$(MODEL)" $(if $(REPO),--repo "$(REPO)") --config $(CONFIG) $(if $(LICENCE),--licence "$(LICENCE)") $(if $(DRY),--dry-run) $(if $(PUBLIC),--public)
 
 schema: install ## write workflow/schemas/config.schema.json anew from the configuration's sections

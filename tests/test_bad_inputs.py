@@ -319,10 +319,10 @@ def test_bad_input_is_one_line(kind, change, message, tmp_path, tiny_models, cap
 def test_many_bad_rows_are_ten_lines_and_a_count(tmp_path, tiny_models, capsys, monkeypatch):
     inputs = Inputs(tmp_path, tiny_models, capsys, monkeypatch)
     with pytest.raises(Refused) as refused:
-        inputs.rows((lambda rows: None, {"output_field": "answer"}))
+        inputs.rows((lambda rows: [row.pop("output") for row in rows[1:]] and None, {}))
     lines = str(refused.value).splitlines()
-    assert lines[0].startswith("bad rows in the data: row 0: field 'answer' is missing; the row has")
-    assert len(lines) == 11 and lines[-1] == "... and 22 more"
+    assert lines[0].startswith("bad rows in the data: row 1: field 'output' is missing; the row has")
+    assert len(lines) == 11 and lines[-1] == "... and 21 more"
 
 
 def test_what_is_recorded_and_no_error(tmp_path, tiny_models, capsys, monkeypatch):

@@ -10,7 +10,7 @@ import yaml
 from kdag.config import Config, load_config
 from kdag.errors import UserError
 from kdag.manifest import canonical_json
-from kdag.stages import model_ids, stage_params
+from kdag.stages import canonical, model_ids, shown, stage_params
 
 ROOT = Path(__file__).parents[1]
 
@@ -145,3 +145,30 @@ def test_all_mistakes_are_told_at_once(raw):
     with pytest.raises(UserError) as caught:
         load_config(raw)
     assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "experiments/demo.yaml"])
+def test_what_the_report_is_given_is_read_back_as_the_same(name, monkeypatch):
+    """Nulls stay nulls, a derived student has no source, and every stage gets what it got."""
+    monkeypatch.chdir(ROOT)
+    raw = yaml.safe_load((ROOT / name).read_text())
+    raw["data"]["input_field"] = None
+    config = load_config(raw)
+    again = load_config(json.loads(json.dumps(canonical(config))))
+    assert canonical(again) == canonical(config)
+    assert shown(canonical(config))["data"]["input_field"] is None
+    for stage in ("subset", "sft_teacher", "cache_teacher", "generate", "aggregate", "write_report"):
+        assert stage_params(again, stage) == stage_params(config, stage)
+    for strategy in config.strategies:
+        assert stage_params(again, "distill", strategy) == stage_params(config, "distill", strategy)
+
+
+def test_columns_and_prompts_are_looked_at_before_anything_runs(raw, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"question": "a", "reply": "b"}\n')
+    source = {"source": "path", "path": str(tmp_path / "rows.jsonl")}
+    with pytest.raises(
+        UserError, match="output_field: .* has no 'answer'; its first row has question, reply"
+    ):
+        load_config(raw | {"data": source | {"instruction_field": "question", "output_field": "answer"}})
+    with pytest.raises(UserError, match="the first row has no key, prompt, instruction_id_list, kwargs"):
+        load_config(raw | {"evaluation": {"prompts": source}})

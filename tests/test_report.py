@@ -9,6 +9,7 @@ import sys
 import pytest
 from conftest import ROOT
 
+from kdag import report
 from kdag.config import load_config
 from kdag.manifest import read_sealed, sha256_file, write_sealed
 from kdag.stages import stage_params
@@ -127,3 +128,11 @@ def test_snakemakes_own_report(finished, tmp_path):
 def test_captions_exist():
     for name in re.findall(r'caption="\.\./(report/\S+)"', (ROOT / "workflow/rules/results.smk").read_text()):
         assert (ROOT / "workflow" / name).is_file()
+
+
+def test_rows_that_mostly_did_not_answer_are_named():
+    rows = [{"model": "a", "label": "A"}, {"model": "b", "label": "B"}]
+    shares = dict.fromkeys(("cut_off_share", "repeated_share", "empty_share"), 0.5)
+    scores = {"a": {"answers": shares}, "b": {"answers": shares | {"cut_off_share": 0.6, "empty_share": 0.9}}}
+    assert report.poor_answers(rows, scores) == "More than half of the answers were cut off: B; are empty: B."
+    assert report.poor_answers(rows[:1], scores) == ""

@@ -129,7 +129,7 @@ def test_failed_job_has_its_log_s_last_line_and_asking_changes_nothing(folder):
     said = told(folder)
     assert "; no run is going on" in said
     assert "failed       subset   results/tiny/logs/subset.log\n" in said
-    assert "subset: error: bad rows in the data: row 3: field 'output' must be text" in said
+    assert "             bad rows in the data: row 3: field 'output' must be text" in said
     assert re.search(r"^distill +4$", said, re.M)
     assert before == contents(folder)
 

@@ -262,6 +262,17 @@ def test_changed_data_file_is_seen(finished):
         path.write_text(text)
 
 
+def test_changed_chat_template_is_seen(finished):
+    path = finished.folder / "tiny" / "teacher" / "chat_template.jinja"
+    text = path.read_text()
+    try:
+        path.write_text(text + "{# edited #}")
+        rules, _ = planned(finished)
+        assert rules["fetch_teacher"] == 1 and rules["sft_teacher"] == 1
+    finally:
+        path.write_text(text)
+
+
 def test_cut_off_where_nothing_really_changed(finished):
     """A rebuilt artifact with the same bytes does not rerun what lies below it, in the next call."""
     copy = finished.results / "data" / "manifest.json"

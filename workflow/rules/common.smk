@@ -18,7 +18,7 @@ from snakemake.exceptions import WorkflowError
 SCRIPTS = Path(workflow.basedir, "workflow", "scripts")
 sys.path.insert(0, str(SCRIPTS))
 
-from kdag import yaml_file
+from kdag import model_files, yaml_file
 from kdag.config import load_config
 from kdag.errors import UserError
 from kdag.jobsize import host_mb, minutes, model_bytes
@@ -32,7 +32,13 @@ try:
         raise UserError("\n".join(problems))
     CONFIG = load_config({k: v for k, v in config.items() if k != "pathvars"})
 except UserError as error:
-    raise WorkflowError("The configuration is not valid; nothing has run.", *str(error).split("\n"))
+    files = ", ".join(os.path.relpath(file) for file in workflow.configfiles)
+    together = len(workflow.configfiles) > 1
+    raise WorkflowError(
+        f"The configuration is not valid; nothing has run. It is that of {files}.",
+        *str(error).split("\n"),
+        *["(The files count together; with --replace-workflow-config the last counts alone.)"] * together,
+    )
 
 MODELS = model_ids(CONFIG)
 STUDENTS = student_ids(CONFIG)
@@ -127,11 +133,7 @@ def local_files(source):
     if source.source != "path":
         return []
     path = Path(source.path)
-    return (
-        sorted(map(str, [*path.glob("*.json"), *path.glob("*.safetensors")]))
-        if path.is_dir()
-        else [str(path)]
-    )
+    return [str(file) for file in (model_files.wanted(path) if path.is_dir() else [path])]
 
 
 TEACHER = fetched("models", "fetch_teacher")

@@ -12,7 +12,6 @@ from kdag.manifest import atomic_path, write_manifest
 from kdag.sources import fetching, package_file
 
 # Weights as safetensors only: a pickle can run code.
-WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*"]
 
 
 def arguments():
@@ -30,7 +29,9 @@ def from_hub(source: dict, output: Path) -> str:
     download = output.with_name(f".{output.name}.download")
     with fetching(f"model {source['id']}"):
         commit = HfApi().model_info(source["id"], revision=source["revision"]).sha
-        snapshot_download(source["id"], revision=commit, local_dir=download, allow_patterns=WANTED)
+        snapshot_download(
+            source["id"], revision=commit, local_dir=download, allow_patterns=list(model_files.WANTED)
+        )
     shutil.rmtree(download / ".cache", ignore_errors=True)
     model_files.check(download)
     download.rename(output)
@@ -39,7 +40,7 @@ def from_hub(source: dict, output: Path) -> str:
 
 def from_directory(directory: Path, output: Path) -> None:
     """Link the files of a model directory: no second copy of large weights."""
-    files = [f for f in directory.iterdir() if any(f.match(pattern) for pattern in WANTED)]
+    files = model_files.wanted(directory)
     model_files.check(directory)
     with atomic_path(output) as partial:
         partial.mkdir()

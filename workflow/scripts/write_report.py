@@ -12,6 +12,7 @@ from kdag.cards import Shape
 from kdag.config import load_config
 from kdag.errors import UserError
 from kdag.manifest import check_source, read_json, read_jsonl, read_sealed, write_json, write_text
+from kdag.stages import shown
 from plan import counted
 
 
@@ -41,7 +42,7 @@ def main(args):
     # Snakemake writes the benchmarks when a job is done; a stage that ran by hand has none.
     results = args.output.parents[1]
     benchmarks = sorted((results / "benchmarks").rglob("*.tsv"))
-    plan = predicted(args.config["plan"], args.manifests, results)
+    plan = predicted(configuration, args.manifests, results)
     write_json(args.plan, plan)
     page = html_report.render(
         args.template,
@@ -61,7 +62,7 @@ def main(args):
         ),
         card=plan["card"],
         generation=json.dumps(scores[rows[0]["model"]]["generation"], indent=2, sort_keys=True),
-        configuration=yaml.safe_dump(configuration, sort_keys=False),
+        configuration=yaml.safe_dump(shown(configuration), sort_keys=False),
         versions=json.dumps({"device": manifest["device"], **manifest["versions"]}, indent=2),
     )
     write_text(args.output, page)

@@ -173,7 +173,10 @@ def _compare_pair(group_a, group_b, scores, metric, draws, seed, alphas) -> dict
 def intervals(
     rows: list[dict], scores: dict[str, dict], *, draws: int = 10_000, seed: int = 0
 ) -> pd.DataFrame:
-    """The 95 % interval of every cell: Wilson where items are prompts, else resampled by prompt."""
+    """The 95 % interval of every cell: Wilson where items are prompts, else resampled by prompt.
+
+    Where all instructions or none were followed no resample differs: then Wilson's over the prompts.
+    """
     found = []
     for row in rows:
         for metric in METRICS:
@@ -181,6 +184,9 @@ def intervals(
             correct, n = int(values.sum()), len(values)
             if metric.startswith("prompt"):
                 low, high = stats.wilson(correct, n)
+            elif correct in (0, n):
+                prompts = len(set(clusters))
+                low, high = stats.wilson(prompts if correct else 0, prompts)
             else:
                 low, high = stats.bootstrap_interval(values, clusters, draws, seed)
             cell = {"accuracy": correct / n, "low": low, "high": high, "correct": correct, "n": n}

@@ -20,7 +20,9 @@ def refuse_braces(path: str | None) -> None:
 class Section(BaseModel):
     """Unknown keys are errors; numbers in text are read as numbers; booleans are not numbers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False, validate_default=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod

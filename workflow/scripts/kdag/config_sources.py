@@ -1,11 +1,14 @@
 """The sections that say where models, rows and prompts come from."""
 
+import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from kdag.config_section import Section, refuse_braces
+
+IFEVAL_KEYS = ("key", "prompt", "instruction_id_list", "kwargs")
 
 
 class Source(Section):
@@ -53,6 +56,18 @@ class ModelSource(Source):
         return self
 
 
+def first_row(path: str) -> dict | None:
+    """Of a JSON Lines file; None where the stage that reads all of it will have to say what is wrong."""
+    if not path.endswith(".jsonl"):
+        return None
+    try:
+        with open(path, encoding="utf-8") as lines:
+            row = json.loads(lines.readline())
+    except (OSError, ValueError):
+        return None
+    return row if isinstance(row, dict) and row else None
+
+
 class Data(DataSource):
     """The instruction rows."""
 
@@ -75,6 +90,17 @@ class Data(DataSource):
             raise ValueError(
                 f"instruction_field, input_field and output_field name one column twice: {', '.join(columns)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _first_row_has_the_columns(self):
+        row = first_row(self.path) if self.source == "path" else None
+        for key in ("instruction_field", "output_field") if row else ():
+            if getattr(self, key) not in row:
+                known = ", ".join(map(str, row))
+                raise ValueError(
+                    f"{key}: {self.path} has no {getattr(self, key)!r}; its first row has {known}"
+                )
         return self
 
 
@@ -110,9 +136,23 @@ class Student(ModelSource):
     def _source_has_its_keys(self):
         return self if self.derive else super()._source_has_its_keys()
 
+    @model_serializer(mode="wrap")
+    def _derive_stands_alone(self, dump):
+        """What can be read back: a derived student has no source, not even the default."""
+        return {"derive": dump(self)["derive"]} if self.derive else dump(self)
+
 
 class Prompts(DataSource):
     id: str | None = "google/IFEval"
+
+    @model_validator(mode="after")
+    def _first_row_is_ifeval_s(self):
+        row = first_row(self.path) if self.source == "path" else None
+        if row and (lacking := [key for key in IFEVAL_KEYS if key not in row]):
+            raise ValueError(
+                f"{self.path}: the first row has no {', '.join(lacking)}; docs/how-to.md shows a row"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -8,6 +8,6 @@ class UserError(Exception):
 def missing(path) -> str:
     """What to do about an input that is not there; stages have no network, so only Snakemake can make it."""
     return (
-        f"{path} is not there. `snakemake {path}` makes it; what is fetched needs a network: on a cluster, "
-        "run that on the login node"
+        f"{path} is not there. `snakemake {path}` makes it, with the --configfile of its experiment; what is "
+        "fetched needs a network: on a cluster, run that on the login node"
     )

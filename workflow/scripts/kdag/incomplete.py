@@ -53,13 +53,9 @@ def missing_rows(dag, failed: set[str]) -> dict[str, str]:
 
 def reason(job) -> str:
     name = " ".join([job.rule.name, *job.wildcards])
-    return f"`{name}` failed: {said(job.log[0])} ({job.log[0]})"
-
-
-def said(log: str) -> str:
-    """The error that a stage ended with, else the last line of its log."""
-    last = status.last_line(log)
-    return last.split(" error: ", 1)[-1] or "its log is empty"
+    told = status.complaint(job.log[0])
+    what = f"failed: {told}" if told else f"stopped after `{status.last_line(job.log[0])}`"
+    return f"`{name}` {what} ({job.log[0]})"
 
 
 def markdown(rows: list[dict], scores: dict[str, dict], why: dict[str, str]) -> str:
@@ -70,16 +66,15 @@ def markdown(rows: list[dict], scores: dict[str, dict], why: dict[str, str]) -> 
         cells = [f"{found[metric]:.4f}" if found else MISSING for metric in report.METRICS]
         lines.append([row["label"], *cells])
     first = next(iter(scores.values()))
-    labels = {row["model"]: row["label"] for row in rows}
     return "\n".join(
         [
             *(f"| {' | '.join(line)} |" for line in lines),
             "",
             f"**Incomplete: {len(why)} of {len(rows)} rows are missing.** The verdict, the comparisons and "
-            "the page need every row; index.html, if it is there, shows an earlier run. Mend the cause and "
-            "run the same command again: what is finished stays.",
+            "the page need every row; index.html, if it is there, shows an earlier run. Run the same command "
+            "again, once what failed is mended: what is finished stays.",
             "",
-            *(f"- {labels[model]}: {words}" for model, words in sorted(why.items())),
+            *(f"- {row['label']}: {why[row['model']]}" for row in rows if row["model"] in why),
             "",
             f"{first['n_prompts']} prompts, {first['n_instructions']} instructions, the same for every row.",
             "",

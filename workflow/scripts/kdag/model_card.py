@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from kdag.manifest import read_json, read_sealed
-from kdag.stages import home_of, stage_params, table_rows
+from kdag.stages import canonical, home_of, shown, stage_params, table_rows
 
 LEVELS = ("strict", "loose")
 REPOSITORY = "<this repository>"
@@ -109,9 +109,10 @@ def origins(model: str, config: dict, train: dict, revisions: dict) -> list[str]
 def use(place: str, adapter: bool) -> str:
     """How to load what lies at `place`: a folder or a name on a hub."""
     loaded = f'AutoModelForCausalLM.from_pretrained("{place}", dtype="auto")'
-    lines = [f"model = transformers.{loaded}", f'llm = vllm.LLM("{place}")']
+    lines = ["import peft, transformers, vllm  # what you need of them", ""]
+    lines += [f"model = transformers.{loaded}", f'llm = vllm.LLM("{place}")']
     if adapter:
-        lines.insert(1, f'model = peft.AutoPeftModelForCausalLM.from_pretrained("{place}/adapter")')
+        lines.insert(3, f'model = peft.AutoPeftModelForCausalLM.from_pretrained("{place}/adapter")')
     return "\n".join(["```python", *lines, "```"])
 
 
@@ -182,7 +183,7 @@ def of_model(config, results: Path, model: str, *, licence=None, place: str = RE
     student = None if config.student.derive else revision(stage_params(config, "fetch_student"), "models")
     return card(
         model,
-        config.model_dump(by_alias=True, exclude_none=True),
+        shown(canonical(config)),
         read_json(results / home_of(config, model) / "manifest.json"),
         data=read_json(results / "data" / "manifest.json"),
         revisions={

@@ -9,9 +9,15 @@ from pathlib import Path
 
 from kdag.errors import UserError
 
+WANTED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*")
 # What AutoTokenizer builds a tokenizer from; without any of them it returns an empty one.
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def wanted(directory: Path) -> list[Path]:
+    """The files of a model directory that a run reads."""
+    return sorted(f for f in Path(directory).iterdir() if any(f.match(pattern) for pattern in WANTED))
 
 
 def check(directory: Path) -> None:

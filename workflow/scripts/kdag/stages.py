@@ -61,23 +61,31 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
             shown = {"rows": table_rows(config), "tasks": list(config.evaluation.tasks)}
             return shown | {"statistics": config.statistics.model_dump()}
         case "write_report":
-            resolved = {name: stage_params(config, "distill", strategy=name) for name in config.strategies}
-            hidden = {"resources": True, "teacher_cache": {"shards"}}
-            shown = config.model_dump(by_alias=True, exclude_none=True, exclude=hidden)
-            # What load_config takes, however it was spelt: the planner starts from the configuration.
-            every = {
-                name: {"divergence": s.divergence, **s.divergence_params()}
-                | config.distillation_of(name).model_dump()
-                for name, s in config.strategies.items()
-            }
-            return {
-                "rows": table_rows(config),
-                "configuration": shown | {"strategies": resolved},
-                "plan": shown | {"strategies": every},
-            }
+            return {"rows": table_rows(config), "configuration": canonical(config)}
         case "write_cards":
-            return stage_params(config, "write_report")["plan"]
+            return canonical(config)
     raise ValueError(f"no stage is called {stage!r}")
+
+
+def canonical(config: Config) -> dict:
+    """What load_config takes back, the same however it was spelt; without what changes no result."""
+    hidden = {"resources": True, "teacher_cache": {"shards"}, "strategies": True}
+    strategies = {
+        name: {"divergence": s.divergence, **s.divergence_params()}
+        | config.distillation_of(name).model_dump()
+        for name, s in config.strategies.items()
+    }
+    return config.model_dump(by_alias=True, exclude=hidden) | {"strategies": strategies}
+
+
+def shown(raw: dict) -> dict:
+    """`canonical` for a reader: without the keys that a source leaves empty."""
+    unused = {*Source.model_fields, "derive"}
+    return {
+        key: shown(value) if isinstance(value, dict) else value
+        for key, value in raw.items()
+        if value is not None or key not in unused
+    }
 
 
 def student_ids(config: Config) -> dict[str, tuple[str, int]]:

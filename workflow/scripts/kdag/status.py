@@ -140,6 +140,16 @@ def last_line(log: str | None) -> str:
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
+def complaint(log: str | None) -> str:
+    """The first error that a stage told in its log, without time and name; empty where it told none."""
+    try:
+        text = Path(log).read_text(encoding="utf-8", errors="replace")
+    except (OSError, TypeError):
+        return ""
+    told = next((line for line in text.splitlines() if " error: " in line), "")
+    return told.split(" error: ", 1)[-1].strip()
+
+
 def table(states: dict[Job, str]) -> str:
     """Rules in the order of the DAG, a column per state that occurs."""
     columns = [s for s in STATES if s in states.values()]
@@ -160,6 +170,7 @@ def details(states: dict[Job, str]) -> list[str]:
     for wanted in (RUNNING, QUEUED, FAILED, INTERRUPTED):
         for job in (job for job, s in states.items() if s == wanted):
             lines.append(f"{wanted:12} {job}" + (f"   {job.log}" if job.log and wanted != QUEUED else ""))
-            if wanted != QUEUED and (said := last_line(job.log)):
+            said = (wanted == FAILED and complaint(job.log)) or last_line(job.log)
+            if wanted != QUEUED and said:
                 lines.append(f"{'':12} {said}")
     return lines

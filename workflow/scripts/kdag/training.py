@@ -146,6 +146,7 @@ def save_trained(model, tokenizer, folder: Path, dtype: str, base: Path | None =
         for config in model.peft_config.values():  # a set, which each process would write in another order
             config.target_modules = sorted(config.target_modules)
         model.save_pretrained(adapter)
+        (adapter / "README.md").unlink(missing_ok=True)  # PEFT's form, not filled in
         if base is not None:
             model = PeftModel.from_pretrained(models.load_model(base, dtype, to_device=False), adapter)
         model = model.merge_and_unload()
