@@ -100,9 +100,9 @@ class Run:
         self.before = self.finished()
 
     def finished(self) -> dict[Path, int]:
-        """When each file of a result was written; logs and benchmarks are none."""
+        """When each file of a result was written; logs, benchmarks and the cards, made of all scores, are none."""
         files = [f for part in ("data", "teacher", "cache", "students", "eval") for f in self.files(part)]
-        return {file: file.lstat().st_mtime_ns for file in files}
+        return {file: file.lstat().st_mtime_ns for file in files if file.name != "README.md"}
 
     def files(self, part: str) -> list[Path]:
         return [f for f in (self.results / part).rglob("*") if f.is_file() and ".checkpoints" not in str(f)]
