@@ -100,7 +100,7 @@ class Run:
         self.before = self.finished()
 
     def finished(self) -> dict[Path, int]:
-        """When each file of a result was written; logs, benchmarks and the cards, made of all scores, are none."""
+        """When each file of a result was written; not logs, benchmarks, and cards, made of all scores."""
         files = [f for part in ("data", "teacher", "cache", "students", "eval") for f in self.files(part)]
         return {file: file.lstat().st_mtime_ns for file in files if file.name != "README.md"}
 
