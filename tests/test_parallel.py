@@ -147,15 +147,20 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and the kernel's signal at a parent's death")
-def test_a_killed_launcher_takes_its_workers_along_and_training_goes_on(home, tmp_path):
-    """Distilled with adapters in two processes, killed, gone on with: what one process makes of it."""
-    scripts = tmp_path / "scripts"
+def saving_each_step(scripts: Path) -> Path:
+    """A copy of the scripts with a checkpoint at every step."""
     shutil.copytree(SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
     file = scripts / "kdag" / "checkpoints.py"
     text = file.read_text()
     assert "SECONDS_BETWEEN_CHECKPOINTS = 120" in text
     file.write_text(text.replace("SECONDS_BETWEEN_CHECKPOINTS = 120", "SECONDS_BETWEEN_CHECKPOINTS = -1"))
+    return scripts
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and the kernel's signal at a parent's death")
+def test_a_killed_launcher_takes_its_workers_along_and_training_goes_on(home, tmp_path):
+    """Distilled with adapters in two processes, killed, gone on with: what one process makes of it."""
+    scripts = saving_each_step(tmp_path / "scripts")
     config = LORA | {"divergence": "fkl"}
     given = arguments(home, tmp_path / "two", config, teacher=True)
     job = start("distill", *given, scripts=scripts)

@@ -15,7 +15,7 @@ from kdag.cards import GIB, Shape
 from kdag.config import load_config
 from kdag.errors import UserError
 from kdag.manifest import sha256_json
-from kdag.stages import stage_params
+from kdag.stages import source_name, stage_params
 
 ROOT = Path(__file__).parents[1]
 QWEN_7B = {
@@ -343,7 +343,7 @@ def test_constants_are_those_of_the_code():
 
 def test_sources_lie_where_the_workflow_puts_them():
     source = stage_params(experiment(), "fetch_teacher")
-    assert planner.source_name(source) == f"Qwen2.5-7B-Instruct-{sha256_json(source)[:8]}"
+    assert source_name(source) == f"Qwen2.5-7B-Instruct-{sha256_json(source)[:8]}"
 
 
 def command(folder, *arguments):
@@ -401,3 +401,10 @@ def test_command_says_what_is_missing(tiny_experiment):
     assert command(tiny_experiment, "--config", ROOT / "config.yaml", *given).returncode == 0
     done = command(tiny_experiment, "--memory", "0.1")
     assert done.returncode == 0 and "and H200 has 0.1: change " in done.stdout
+
+
+def test_the_planner_shards_where_training_does():
+    """The number stands twice: planning needs no torch, and a change of the plan is none of the training."""
+    from kdag import loads, sharded
+
+    assert loads.SHARE_OF_CARD == sharded.SHARE_OF_CARD

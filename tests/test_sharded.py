@@ -2,12 +2,20 @@
 
 import json
 import re
-import shutil
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_parallel import LORA, SCRIPTS, SETTINGS, arguments, check_same, finish, home, start  # noqa: F401
+from test_parallel import (  # noqa: F401
+    LORA,
+    SETTINGS,
+    arguments,
+    check_same,
+    finish,
+    home,
+    saving_each_step,
+    start,
+)
 
 import distill
 import sft
@@ -36,11 +44,7 @@ def test_a_model_in_two_parts_trains_as_one(home, tmp_path, monkeypatch, script,
 
 def test_it_goes_on_from_the_parts_of_all_processes(home, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv(sharded.FORCE, "1")
-    scripts = tmp_path / "scripts"
-    shutil.copytree(SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    file = scripts / "kdag" / "checkpoints.py"
-    text = file.read_text()
-    file.write_text(text.replace("SECONDS_BETWEEN_CHECKPOINTS = 120", "SECONDS_BETWEEN_CHECKPOINTS = -1"))
+    scripts = saving_each_step(tmp_path / "scripts")
     config = LORA | {"divergence": "fkl"}
     given = arguments(home, tmp_path / "two", config, teacher=True)
     job = start("distill", *given, scripts=scripts)

@@ -24,7 +24,7 @@ from kdag.errors import UserError
 from kdag.jobsize import host_mb, minutes, model_bytes
 from kdag.manifest import canonical_json, sha256_json
 from kdag.orphans import PREFIX, orphans, refusal
-from kdag.stages import home_of, model_ids, stage_params, student_ids
+from kdag.stages import home_of, model_ids, source_name, stage_params, student_ids
 
 try:
     # What the YAML itself would not say: a key that stands twice.
@@ -111,10 +111,7 @@ def needs(stage, models=("model",)):
 
 def fetched(kind, stage):
     """Where a fetched source lies: experiments share it, and every other source has its own place."""
-    source = stage_params(CONFIG, stage)
-    named = source["id"] or source["path"] or source["file"]
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", Path(named).stem if source["path"] else Path(named).name)
-    return f"resources/{kind}/{name.strip('-')}-{sha256_json(source)[:8]}"
+    return f"resources/{kind}/{source_name(stage_params(CONFIG, stage))}"
 
 
 def task_home(task):

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from kdag import cards, cli, planner, yaml_file
 from kdag.cards import GIB, Shape
-from kdag.config import Config, load_config
+from kdag.config import Config
 from kdag.errors import UserError
 from kdag.manifest import read_json, read_jsonl, write_json
-from kdag.stages import stage_params
+from kdag.stages import source_name, stage_params
 
 # Of a prompt, without its tokenizer: IFEval's have 4.3 and more, chat templates add 10 to 30 tokens.
 CHARACTERS_PER_TOKEN, TEMPLATE = 4, 30
@@ -35,16 +35,6 @@ def arguments():
     return parser
 
 
-def checked_config(file: Path) -> Config:
-    import yaml
-
-    if not file.is_file():
-        raise UserError(f"{file}: no such file")
-    if problems := yaml_file.problems(file):
-        raise UserError("\n".join(problems))
-    return load_config(yaml.safe_load(file.read_text(encoding="utf-8")))
-
-
 def shape_of(config: Config, side: str, given: Path | None, models: Path) -> Shape:
     """The teacher's or the student's; UserError where no config.json is to be had."""
     if given and not given.is_file():
@@ -56,7 +46,7 @@ def shape_of(config: Config, side: str, given: Path | None, models: Path) -> Sha
 
 def config_file(source: dict, side: str, models: Path) -> Path:
     """config.json of a source: as fetched, at its path, or alone from the hub."""
-    folder = source["path"] if source["source"] == "path" else models / planner.source_name(source) / "model"
+    folder = source["path"] if source["source"] == "path" else models / source_name(source) / "model"
     file = Path(folder, "config.json")
     if file.is_file():
         return file
@@ -160,7 +150,7 @@ def described(plan, total, card, tokens) -> str:
 
 
 def main(args):
-    config = checked_config(args.config)
+    config = yaml_file.read_config(args.config)
     card = cards.of_name(args.card, args.memory)
     teacher = shape_of(config, "teacher", args.teacher_config, args.models)
     derive = config.student.derive

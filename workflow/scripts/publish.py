@@ -10,9 +10,10 @@ import logging
 import os
 from pathlib import Path
 
-from kdag import cli, model_card
+from kdag import cli, model_card, yaml_file
 from kdag.errors import UserError, missing
 from kdag.manifest import atomic_path, read_json, verify_files
+from kdag.stages import home_of, stage_params, student_ids
 
 
 def arguments():
@@ -27,7 +28,7 @@ def arguments():
 
 
 def main(args):
-    config = load(args.config)
+    config = yaml_file.read_config(args.config)
     results = Path("results", config.experiment)
     home = model_home(config, results, args.model)
     if not (home / "manifest.json").is_file():
@@ -42,19 +43,7 @@ def main(args):
     upload(folder, args)
 
 
-def load(path: Path):
-    import yaml
-
-    from kdag.config import load_config
-
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    return load_config(yaml.safe_load(path.read_text(encoding="utf-8")))
-
-
 def model_home(config, results: Path, model: str) -> Path:
-    from kdag.stages import home_of, student_ids
-
     names = ["teacher", *student_ids(config)]
     if model not in names:
         raise UserError(f"no trained model is called {model!r}; there are {', '.join(names)}")
@@ -63,8 +52,6 @@ def model_home(config, results: Path, model: str) -> Path:
 
 def check_same(config, home: Path, model: str) -> None:
     """The card shows the configuration, so the model must be of it."""
-    from kdag.stages import stage_params, student_ids
-
     strategy, seed = student_ids(config).get(model, ("", 0))
     stage = {"": "sft_teacher", "sft": "sft_student"}.get(strategy, "distill")
     wanted, trained = stage_params(config, stage, strategy, seed), read_json(home / "manifest.json")["params"]

@@ -4,15 +4,12 @@ Models are shapes (config.json), a card is four numbers (cards.py). Sizes are by
 How it is computed, and how far from measurements it is: docs/planning.md.
 """
 
-import re
 from math import ceil
-from pathlib import Path
 
 from kdag import cards
 from kdag.cards import Card, Shape
 from kdag.config import Config
 from kdag.loads import Load, caching, generating, measuring, stored_bytes, training
-from kdag.manifest import sha256_json
 from kdag.stages import model_ids, student_ids
 
 # What takes less memory, the least harmful first: (field, value).
@@ -31,13 +28,6 @@ SPARE_MEMORY, SPARE_TIME, SPARE_MINUTES, SNAKEMAKE_MIB = 1.25, 3, 30, 170
 # prompt with SmolLM2's tokenizer and template.
 ROW = {"prompt": 47.4, "answer": 146.0}
 IFEVAL = {"prompts": 541, "prompt": 74, "longest": 386, "teacher_answer": 288, "student_answer": 357}
-
-
-def source_name(source: dict) -> str:
-    """The folder's name below resources/models of a fetched source, as `fetched` of common.smk has it."""
-    named = source["id"] or source["path"] or source["file"]
-    name = re.sub(r"[^A-Za-z0-9.]+", "-", Path(named).stem if source["path"] else Path(named).name)
-    return f"{name.strip('-')}-{sha256_json(source)[:8]}"
 
 
 def default_tokens(config: Config, data: dict | None = None, longest: int | None = None) -> dict:

@@ -1,18 +1,29 @@
 """What each job sees of the configuration, and which models a configuration makes.
 
-The workflow's side of config.py: no stage script imports this, so that a change of the DAG's shape is no
-change of any stage's code.
+The workflow's side of config.py: nothing that trains or measures imports this, so that a change of the DAG's
+shape is no change of that code.
 """
+
+import re
+from pathlib import Path
 
 from kdag.config import Config
 from kdag.config_sources import DataSource, Source
 from kdag.config_training import DistillationJob, Training
+from kdag.manifest import sha256_json
 
 
 def fetch_params(source: Source) -> dict:
     """What decides which bytes are fetched."""
     keys = DataSource.model_fields if isinstance(source, DataSource) else Source.model_fields
     return {key: getattr(source, key) for key in keys}
+
+
+def source_name(source: dict) -> str:
+    """The folder's name below resources/<kind> of a fetched source: no other source has it."""
+    named = source["id"] or source["path"] or source["file"]
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", Path(named).stem if source["path"] else Path(named).name)
+    return f"{name.strip('-')}-{sha256_json(source)[:8]}"
 
 
 def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str = 0, task: str = "") -> dict:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from kdag.errors import UserError
+
 
 def problems(path: Path) -> list[str]:
     """`file, line n: ...`, none for a good file."""
@@ -19,6 +21,19 @@ def problems(path: Path) -> list[str]:
     if not isinstance(root, yaml.MappingNode):
         return [f"{path}: keys with values are needed at the top"]
     return [f"{path}, line {line}: {text}" for line, text in repeated(root)]
+
+
+def read_config(path: Path):
+    """The kdag.config.Config of a file; UserError with every mistake, as Snakemake would refuse it."""
+    import yaml
+
+    from kdag.config import load_config
+
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    if mistakes := problems(path):
+        raise UserError("\n".join(mistakes))
+    return load_config(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
 
 
 def repeated(node, seen=()) -> list[tuple[int, str]]:
