@@ -23,7 +23,7 @@ def main(args):
     import numpy as np
     import torch
 
-    from kdag import models
+    from kdag import models, precision
     from kdag.data import answer_tokens, read_rows
     from kdag.fidelity import fidelity
     from kdag.teacher_cache import TeacherCache, answer_states
@@ -31,9 +31,10 @@ def main(args):
     frame = read_rows(args.heldout)
     cache = TeacherCache(args.cache, "heldout", frame, read_json(args.heldout.parent / "manifest.json"))
     vocabulary = len(cache.head)
+    dtype = precision.settle(args.config["dtype"], "evaluation.dtype")
 
     def states_and_head(directory):
-        model = models.load_model(directory, args.config["dtype"])
+        model = models.load_model(directory, dtype)
         hidden = dict(answer_states(model, frame, 8192, f"rows through {directory.parent.name}"))
         return (
             torch.cat([hidden[i].cpu() for i in range(len(frame))]),
@@ -53,7 +54,9 @@ def main(args):
         "model": sha256_file(args.model.parent / "manifest.json"),
         "cache": sha256_file(args.cache),
     }
-    write_sealed(args.output, {**measures, "rows": len(frame), "inputs": inputs, "params": args.config})
+    write_sealed(
+        args.output, {**measures, "rows": len(frame), "dtype": dtype, "inputs": inputs, "params": args.config}
+    )
 
 
 if __name__ == "__main__":
