@@ -182,6 +182,15 @@ def test_a_bad_configuration_and_a_held_lock_are_told(tmp_path, experiment):
     assert "Traceback" not in done.stderr
 
 
+def test_a_derived_student_with_few_steps_is_warned_of(tmp_path, experiment):
+    raw = experiment | {"student": {"derive": {"from": "teacher", "keep_layers": 2}}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(raw))
+    done = told(tmp_path, "--config", "mine.yaml", "--no-network")
+    assert done.returncode == 0, done.stdout
+    assert "warning  steps          students cut from their teacher get 3 optimiser steps each" in done.stdout
+    assert "-> raise distillation.epochs or data.train_rows" in done.stdout
+
+
 def test_what_is_fetched_is_found(tmp_path, experiment):
     source = {"source": "hub", "id": "a/b", "revision": None, "path": None, "package": None, "file": None}
     raw = experiment | {"teacher": {"source": "hub", "id": "a/b"}}

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -13,6 +14,7 @@ import yaml
 from kdag import cards, planner
 from kdag.cards import GIB, Shape
 from kdag.config import load_config
+from kdag.config_training import Training
 from kdag.errors import UserError
 from kdag.manifest import sha256_json
 from kdag.stages import source_name, stage_params
@@ -160,6 +162,44 @@ def test_derived_student_has_fewer_layers():
     per_layer = (teacher.matrices // 30) + 2 * 576
     assert teacher.parameters - student.parameters == 6 * per_layer
     assert student.head == teacher.head
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 0.5, 2.3])
+@pytest.mark.parametrize("rows, batch, accumulation", [(192, 4, 2), (1000, 1, 32), (193, 4, 7), (3, 8, 4)])
+def test_steps_are_rounded_as_the_trainer_rounds_them(tmp_path, rows, batch, accumulation, epochs):
+    from torch.utils.data import DataLoader
+    from transformers import Trainer, TrainingArguments
+
+    arguments = TrainingArguments(
+        str(tmp_path), num_train_epochs=epochs, gradient_accumulation_steps=accumulation, use_cpu=True
+    )
+    trainer = SimpleNamespace(
+        get_total_train_batch_size=lambda _: batch * accumulation,
+        get_sp_size=lambda: 1,
+        num_examples=lambda _: rows,
+    )
+    *_, most = Trainer.set_initial_training_values(trainer, arguments, DataLoader(range(rows), batch))
+    settings = Training(epochs=epochs, batch_size=batch, gradient_accumulation=accumulation)
+    assert planner.steps(settings, rows) == most
+
+
+DERIVED = {"derive": {"from": "teacher", "keep_layers": 24}}
+
+
+def test_a_student_cut_from_its_teacher_with_few_steps_is_warned_of_and_another_is_not():
+    few = experiment(student=DERIVED, data__train_rows=192)
+    said, do = planner.too_few_steps(few, 192)
+    assert "get 18 optimiser steps each" in said
+    for key in ("distillation.epochs", "data.train_rows", "distillation.gradient_accumulation"):
+        assert key in do
+    assert planner.too_few_steps(few, 384) is None, "36 are enough"
+    assert planner.too_few_steps(experiment(data__train_rows=192), 192) is None
+
+
+def test_strategies_with_steps_of_their_own_are_named():
+    strategies = {"fkl": {"divergence": "fkl"}, "long": {"divergence": "rkl", "epochs": 9}}
+    said, _ = planner.too_few_steps(experiment(student=DERIVED, strategies=strategies), 192)
+    assert "get 18 optimiser steps for sft, fkl;" in said and "long" not in said
 
 
 def test_every_stage_and_its_jobs():
@@ -390,6 +430,15 @@ def test_command(tiny_experiment):
     assert written["tokens"]["prompts"] == 4
     assert written["total"]["jobs"] == 1 + 1 + 1 + 4 + 8 + 6
     assert "assumed" in done.stdout
+
+
+def test_command_warns_of_a_derived_student_with_few_steps(tiny_experiment):
+    assert "warning" not in command(tiny_experiment, "--card", "cpu").stdout
+    raw = yaml.safe_load((tiny_experiment / "config.yaml").read_text()) | {"student": DERIVED}
+    (tiny_experiment / "config.yaml").write_text(yaml.safe_dump(raw))
+    said = command(tiny_experiment, "--card", "cpu").stdout
+    assert max(map(len, said.splitlines())) <= 100
+    assert "warning: students cut from their teacher get 3 optimiser steps each" in said
 
 
 def test_command_reads_the_rows_of_a_finished_subset(tiny_experiment):

@@ -9,10 +9,10 @@ import sys
 import pytest
 from conftest import ROOT
 
-from kdag import report
+from kdag import comparisons, report
 from kdag.config import load_config
 from kdag.manifest import read_sealed, sha256_file, write_sealed
-from kdag.stages import stage_params
+from kdag.stages import stage_params, table_rows
 
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)> & 'quotes' \u2028"
 
@@ -31,6 +31,9 @@ def page(finished, tmp_path_factory):
         file.write_text("".join(json.dumps(s) + "\n" for s in samples))
         scores = read_sealed(file.with_name("scores.json"))
         scores["inputs"]["samples"] = sha256_file(file)
+        if file.parent.name.startswith("teacher"):  # fine-tuning made it worse
+            for judged in scores["prompts"]:
+                judged["strict"] = [file.parent.name == "teacher-untrained"] * len(judged["strict"])
         write_sealed(file.with_name("scores.json"), scores)
     raw = yaml.safe_load(finished.config.read_text())
     for source in (raw["data"], raw["teacher"], raw["student"], raw["evaluation"]["prompts"]):
@@ -82,6 +85,32 @@ def test_page_holds_all_of_the_evidence(page):
     assert len(ids) == len(set(ids)), "ids of two figures meet"
 
 
+def test_page_says_below_the_table_where_answers_go_wrong(page):
+    html = page.read_text()
+    table, note, tests = (
+        html.index(text) for text in ('<h2 id="table">', '<p class="note">The fine-tuned', '<h2 id="tests">')
+    )
+    assert table < note < tests
+    assert "`" not in html[note : html.index("</p>", note)]
+
+
+def test_notes_stand_directly_under_the_table(finished):
+    import yaml
+
+    rows = table_rows(load_config(yaml.safe_load(finished.config.read_text())))
+    evaluated = finished.results / "eval"
+    scores = {row["model"]: read_sealed(evaluated / row["model"] / "scores.json") for row in rows}
+    fidelity = {file.parent.name: read_sealed(file) for file in evaluated.glob("*/fidelity.json")}
+    text = report.markdown(
+        *(rows, report.accuracy_table(rows, scores), comparisons.intervals(rows, scores, draws=1000)),
+        *(comparisons.over_seeds(rows, scores), report.fidelity_table(rows, fidelity), "The verdict."),
+        *(scores, report.task_table(rows, {}), {}, ["A first note.", "A second."]),
+    )
+    table, caption, *rest = text.split("\n\n")
+    assert table.startswith("| model") and "Bold: the best trained student" in caption
+    assert rest[:2] == ["A first note.", "A second."] and "The verdict." in rest
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_in_a_browser(page, tmp_path, width, scheme):
@@ -128,11 +157,3 @@ def test_snakemakes_own_report(finished, tmp_path):
 def test_captions_exist():
     for name in re.findall(r'caption="\.\./(report/\S+)"', (ROOT / "workflow/rules/results.smk").read_text()):
         assert (ROOT / "workflow" / name).is_file()
-
-
-def test_rows_that_mostly_did_not_answer_are_named():
-    rows = [{"model": "a", "label": "A"}, {"model": "b", "label": "B"}]
-    shares = dict.fromkeys(("cut_off_share", "repeated_share", "empty_share"), 0.5)
-    scores = {"a": {"answers": shares}, "b": {"answers": shares | {"cut_off_share": 0.6, "empty_share": 0.9}}}
-    assert report.poor_answers(rows, scores) == "More than half of the answers were cut off: B; are empty: B."
-    assert report.poor_answers(rows[:1], scores) == ""

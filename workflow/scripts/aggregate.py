@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from kdag import cli, comparisons, report
+from kdag import answers, cli, comparisons, report
 from kdag.manifest import check_source, read_sealed, write_text
 from kdag.verdict import verdict
 
@@ -72,7 +72,8 @@ def main(args):
     write_text(args.seeds, spread.to_csv(index=False))
     write_text(args.verdict, words)
     write_text(args.latex, report.latex(rows, table))
-    text = report.markdown(rows, table, cells, spread, closeness, words, scores, further, tasks)
+    notes = answers.notes(rows, scores, draws=settings["draws"], seed=settings["seed"])
+    text = report.markdown(rows, table, cells, spread, closeness, words, scores, further, tasks, notes)
     write_text(args.table, text)
 
 

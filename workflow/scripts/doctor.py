@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 from kdag import doctor, precision
-from kdag.doctor import OK, PROBLEM, Finding
+from kdag.doctor import OK, PROBLEM, WARNING, Finding
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 5  # how long an address may take to answer
@@ -104,7 +104,7 @@ def experiment(config: Path, on_cpu: bool) -> tuple[list[Finding], bool]:
     try:
         import yaml
 
-        from kdag import yaml_file
+        from kdag import planner, yaml_file
         from kdag.config import load_config
         from kdag.errors import UserError
         from kdag.stages import stage_params
@@ -121,6 +121,8 @@ def experiment(config: Path, on_cpu: bool) -> tuple[list[Finding], bool]:
     findings.append(Finding(OK, "configuration", f"{shown}: {len(checked.strategies)} strategies"))
     if on_cpu:
         findings += doctor.arithmetic(precision.cpu(), dtypes(checked))
+    if few := planner.too_few_steps(checked, checked.data.train_rows):
+        findings.append(Finding(WARNING, "steps", *few))
     stages = {"data": "fetch_dataset", "prompts": "fetch_prompts", "teacher": "fetch_teacher"}
     if not checked.student.derive:
         stages["student"] = "fetch_student"

@@ -7,6 +7,7 @@ computed and how far from measurements it is.
 """
 
 import logging
+import textwrap
 from pathlib import Path
 
 from kdag import cards, cli, planner, yaml_file
@@ -102,11 +103,12 @@ def totals(plan: list[dict], teacher: Shape, student: Shape) -> dict:
 
 
 HEAD = ("stage", "jobs", "weights", "trained", "GPU GiB", "host GiB", "disk GB", "h/job", "hours", "fits")
+WIDTH = 100
 LINE = "{:<16} {:>7} {:>8} {:>8} {:>8} {:>8} {:>9} {:>8} {:>10}  {}"
 
 
 def table(plan: list[dict]) -> str:
-    """At most 100 columns."""
+    """At most WIDTH columns."""
     lines = [LINE.format(*HEAD)]
     for entry in plan:
         cells = (
@@ -124,7 +126,8 @@ def table(plan: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def described(plan, total, card, tokens) -> str:
+def described(plan, total, card, tokens, few: tuple[str, str] | None) -> str:
+    """few: of `planner.too_few_steps`."""
     train = tokens["train"]
     rows = "as counted" if tokens["counted"] else "assumed (means of Alpaca)"
     lines = [table(plan), ""]
@@ -146,6 +149,8 @@ def described(plan, total, card, tokens) -> str:
                 f"{entry['stage']} needs {needed / GIB:.1f} GiB and {card.name} has {card.memory:g}: "
                 f"change {entry['too_large']}"
             )
+    if few:
+        lines += textwrap.wrap(f"warning: {few[0]}; {few[1]}", WIDTH, subsequent_indent="  ")
     return "\n".join(lines)
 
 
@@ -161,7 +166,8 @@ def main(args):
     tokens = counted(config, args.results)
     plan = planner.plan(config, teacher, student, card, tokens)
     total = totals(plan, teacher, student)
-    print(described(plan, total, card, tokens))
+    few = planner.too_few_steps(config, tokens["train"]["rows"])
+    print(described(plan, total, card, tokens, few))
     if args.output:
         assumed = cards.assumptions(card)
         write_json(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from kdag import cards, cli, html_report, planner
+from kdag import answers, cards, cli, html_report, planner
 from kdag.cards import Shape
 from kdag.config import load_config
 from kdag.errors import UserError
@@ -39,6 +39,7 @@ def main(args):
     for path in args.scores:
         check_source(path, scores[path.parent.name]["inputs"], "samples", path.with_name("samples.jsonl"))
     manifest = read_json(args.manifests[0])
+    statistics = configuration["statistics"]
     # Snakemake writes the benchmarks when a job is done; a stage that ran by hand has none.
     results = args.output.parents[1]
     benchmarks = sorted((results / "benchmarks").rglob("*.tsv"))
@@ -56,7 +57,8 @@ def main(args):
         comparisons=pd.read_csv(args.comparisons),
         tasks=pd.read_csv(args.tasks),
         verdict=html_report.blocks(args.verdict.read_text(encoding="utf-8")),
-        alpha=configuration["statistics"]["alpha"],
+        notes=answers.notes(rows, scores, draws=statistics["draws"], seed=statistics["seed"]),
+        alpha=statistics["alpha"],
         costs=html_report.costs(
             {str(p.relative_to(results / "benchmarks"))[:-4]: p for p in benchmarks}, plan["stages"]
         ),

@@ -79,9 +79,10 @@ def blocks(markdown: str) -> list[dict]:
 
 
 def render(
-    template: Path, *, rows, cells, scores, samples, fidelity, logs, comparisons, tasks, **values
+    template: Path, *, rows, cells, scores, samples, fidelity, logs, comparisons, tasks, notes, **values
 ) -> str:
-    """The page. cells: comparisons.intervals; logs: {label: training log}; comparisons: its data frame."""
+    """The page. cells: comparisons.intervals; logs: {label: training log}; comparisons: its data frame;
+    notes: of `answers.notes`."""
     primary = cells[cells["metric"] == PRIMARY].set_index("model")
     order = [row["model"] for row in rows]
     labels = {row["model"]: row["label"] for row in rows}
@@ -126,5 +127,6 @@ def render(
         answers={model: scores[model]["answers"] for model in order},
         comparisons=comparisons[comparisons["metric"] == PRIMARY].to_dict("records"),
         first=scores[order[0]],
+        notes=[note.replace("`", "") for note in notes],
         **values,
     )

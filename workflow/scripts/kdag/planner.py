@@ -22,6 +22,7 @@ TRAINING_CHANGES = (
 CACHE_CHANGES = (("batch_tokens", 1024), ("dtype", "bfloat16"))
 EVALUATION_CHANGES = (("batch_size", 1), ("dtype", "bfloat16"))
 SEVERAL_GPUS = (2, 4, 8)  # of one machine
+LEAST_STEPS = 36  # of a student cut from its teacher, which must first learn to speak again
 # job_needs: hours are taken as right within a factor of two (docs/planning.md), and a disk can be slow.
 SPARE_MEMORY, SPARE_TIME, SPARE_MINUTES, SNAKEMAKE_MIB = 1.25, 3, 30, 170
 # bench/gpu_shapes.py: means of 999 Alpaca rows; IFEval's 541 prompts and the answers to them. The longest
@@ -109,6 +110,39 @@ def with_dtype(section, card: Card):
 def with_dtypes(config: Config, card: Card) -> Config:
     sections = ("teacher_training", "teacher_cache", "distillation", "evaluation")
     return config.model_copy(update={name: with_dtype(getattr(config, name), card) for name in sections})
+
+
+def steps(settings, rows: int) -> int:
+    """Optimiser steps of a training on so many rows, rounded as transformers' Trainer rounds.
+
+    settings: a config_training.Training. The number of processes makes no difference.
+    """
+    passes = ceil(rows / settings.batch_size)
+    return ceil(settings.epochs * ceil(passes / settings.gradient_accumulation))
+
+
+def too_few_steps(config: Config, rows: int) -> tuple[str, str] | None:
+    """(which students cut from their teacher get too few steps, what to change); None if none does."""
+    if not config.student.derive:
+        return None
+    counts = {"sft": steps(config.distillation, rows)}
+    counts |= {name: steps(config.distillation_of(name), rows) for name in config.strategies}
+    few = {}
+    for name, count in counts.items():
+        if count < LEAST_STEPS:
+            few.setdefault(count, []).append(name)
+    if not few:
+        return None
+    listed = [
+        f"{count} optimiser steps {'each' if names == [*counts] else 'for ' + ', '.join(names)}"
+        for count, names in sorted(few.items())
+    ]
+    return (
+        f"students cut from their teacher get {'; '.join(listed)}; after fewer than {LEAST_STEPS} they often "
+        "repeat themselves or find no end",
+        "raise distillation.epochs or data.train_rows, or lower distillation.gradient_accumulation (or a "
+        "strategy's own keys)",
+    )
 
 
 def model_key(config: Config, side: str) -> str:

@@ -148,19 +148,13 @@ def task_words(tasks: dict[str, dict], first: str) -> str:
     )
 
 
-def poor_answers(rows: list[dict], scores: dict[str, dict]) -> str:
-    """Which rows mostly did not answer: accuracies of such answers are luck. Empty where there are none."""
-    kinds = {"cut_off": "were cut off", "repeated": "repeat themselves", "empty": "are empty"}
-    parts = []
-    for kind, words in kinds.items():
-        labels = [r["label"] for r in rows if scores[r["model"]]["answers"][f"{kind}_share"] > 0.5]
-        if labels:
-            parts.append(f"{words}: {', '.join(labels)}")
-    return f"More than half of the answers {'; '.join(parts)}." if parts else ""
+def markdown(
+    rows, table, cells, spread, closeness, words: str, scores, tasks, further_tasks, notes: list[str]
+) -> str:
+    """table.md: the table, its intervals, the verdict, the fidelity, and what a reader must know.
 
-
-def markdown(rows, table, cells, spread, closeness, words: str, scores, tasks, further_tasks) -> str:
-    """table.md: the table, its intervals, the verdict, the fidelity, and what a reader must know."""
+    notes: of `answers.notes`.
+    """
     first = scores[rows[0]["model"]]
     generation = first.get("generation") or {}
     shown = ["forward_kl", "forward_kl_ratio", "reverse_kl", "total_variation", "top1_agreement"]
@@ -170,13 +164,13 @@ def markdown(rows, table, cells, spread, closeness, words: str, scores, tasks, f
         f"answered greedily with at most {generation.get('max_new_tokens')} tokens in "
         f"{generation.get('dtype')}. Bold: the best trained student of a column, "
         "which says nothing about a difference; the verdict does.",
+        *notes,
         "95 % intervals: Wilson for prompts; bootstrap over prompts for instructions, which share a prompt "
         "(Wilson over prompts where all or none were followed).",
         interval_table(rows, cells)
         .assign(**further(rows, tasks, interval_text))
         .to_markdown(index=False, disable_numparse=True),
         *([task_words(further_tasks, rows[0]["model"])] if further_tasks else []),
-        *filter(None, [poor_answers(rows, scores)]),
         words.strip(),
     ]
     if spread["seeds"].max() > 1:
