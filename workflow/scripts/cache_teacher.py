@@ -75,6 +75,7 @@ def main(args):
         template_hash=subset["template_hash"],
         dtype=settings.dtype,
         arithmetic=precision.recorded(),
+        processor=precision.here().name,
         device=models.device_name(),
     )
     if args.share == (0, 1):  # shares of an earlier run would keep their bytes on disk

@@ -77,6 +77,7 @@ def run_stage(
         backend=backend,
         dtype=dtype,
         arithmetic=precision.recorded(),
+        processor=precision.here().name,
         rows_per_pass=-(-settings.batch_size // max(entry.get("parts", 1) for entry in log)),
         device=(f"{parallel.processes()} x " if parallel.processes() > 1 else "") + models.device_name(),
     )
