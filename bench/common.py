@@ -10,7 +10,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import sys
 import time
 from collections import defaultdict
@@ -49,6 +48,7 @@ def add_demo(made, student=True):
 
 def start(made):
     """Parse; say what is missing; keep the network out; print the machine's part of the measurement."""
+    from kdag import precision
     from kdag.cli import OFFLINE
 
     args = made.parse_args()
@@ -58,20 +58,32 @@ def start(made):
         if path and not (path / needed).is_file():
             made.error(f"--{name} {path}: nothing there; run `make demo` first, or name another folder")
     os.environ.update(OFFLINE, TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
+    precision.make_reproducible()
     import torch
 
     print(
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}, "
-        f"{device_name()}, load {os.getloadavg()[0]:.1f}",
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {processor()}, "
+        f"load {os.getloadavg()[0]:.1f}",
         flush=True,
     )
     return args
 
 
-def device_name():
-    from kdag.models import device_name
+def processor():
+    """What computes, what it multiplies in hardware below 32 bits, and so what `dtype: auto` is here."""
+    from kdag import precision
 
-    return device_name()
+    found = precision.here()
+    units = ", ".join(f"{dtype} by {unit}" for dtype, unit in found.units.items())
+    chosen = precision.automatic(found.on_gpu, "bfloat16" in found.units)
+    return f"{found.name} ({units or 'float32 alone'}), dtype auto: {chosen}"
+
+
+def settled(settings):
+    """The settings of a stage with the dtype that it computes in on this machine."""
+    from kdag import precision
+
+    return settings.model_copy(update={"dtype": precision.settle(settings.dtype, "dtype")})
 
 
 class Figures:
@@ -98,7 +110,7 @@ class Figures:
 
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
-            content = {"torch": torch.__version__, "device": device_name(), "rows": self.rows}
+            content = {"torch": torch.__version__, "processor": processor(), "rows": self.rows}
             path.write_text(json.dumps(content, indent=1) + "\n")
 
 
@@ -255,10 +267,10 @@ def demo_settings(**changes):
     from kdag.config_training import DistillationJob
 
     demo = yaml.safe_load((ROOT / "experiments" / "demo.yaml").read_text())
-    return DistillationJob(**demo["distillation"] | {"divergence": "fkl", "epochs": 1} | changes)
+    return settled(DistillationJob(**demo["distillation"] | {"divergence": "fkl", "epochs": 1} | changes))
 
 
-def first_rows(folder, data, teacher, dtype="bfloat16", **counts):
+def first_rows(folder, data, teacher, dtype="auto", **counts):
     """The first rows of a subset, {part: count}, in `folder`/data, and their cache in `folder`/cache.
 
     The cache is made by the stage itself, in `dtype`. Returns {part: data frame}.

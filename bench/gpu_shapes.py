@@ -96,8 +96,10 @@ def number(value):
 
 
 def settings(section: str, **changes) -> SimpleNamespace:
-    """A section of config.yaml as the stages see it, for one epoch of the rows at hand."""
+    """A section of config.yaml as the stages see it on such a GPU, for one epoch of the rows at hand."""
     values = config()[section]
+    if "dtype" in values:
+        values |= {"dtype": "bfloat16"}
     if "epochs" in values:
         values |= {"epochs": 1}
     return SimpleNamespace(**{"seed": 0} | values | changes)

@@ -17,13 +17,13 @@ ratio within a round. Memory: a fresh process per method, the high-water mark of
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 from statistics import median
 
+import common
 import torch
 import torch.nn.functional as F
 
@@ -227,7 +227,7 @@ def main():
         args.vocabulary, args.tokens, args.dtype, args.rounds = [49152], [512], ["bf16"], 3
     memory_tokens = 2048 if 2048 in args.tokens else max(args.tokens)
 
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}, "
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {common.processor()}, "
           f"load {os.getloadavg()[0]:.1f}")  # fmt: skip
     rows = []
     for vocabulary in args.vocabulary:

@@ -242,7 +242,7 @@ def main():
     common.add_demo(made)
     made.add_argument("--steps", type=int, help="of the optimiser; default 8, with --quick 2")
     made.add_argument("--heldout-rows", type=int, help="default 16, with --quick 2")
-    made.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    made.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
     made.add_argument("--methods", nargs="+", choices=("kdag-online", *PEERS), help="besides kdag; all")
     args = common.start(made)
     logging.getLogger().setLevel(logging.WARNING)
@@ -260,6 +260,7 @@ def main():
     from kdag import models
 
     settings = common.demo_settings(dtype=args.dtype)
+    args.dtype = settings.dtype
     rows = steps * settings.batch_size * settings.gradient_accumulation
     figures, case = common.Figures(TARGETS), f"{steps} steps of {rows // steps} rows"
     with tempfile.TemporaryDirectory() as temporary:

@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 import tiny
 
+from kdag import precision
+
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+precision.make_reproducible()
 
 
 @pytest.fixture(scope="session")

@@ -150,15 +150,6 @@ def test_four_bits_train_and_merge_into_the_weights_as_they_were(
     assert any(not torch.equal(weight, base[name]) for name, weight in merged.items())
 
 
-def test_auto_dtype_is_what_the_card_can_do(monkeypatch):
-    assert backends.training_dtype("auto") == "bfloat16" and backends.training_dtype("float32") == "float32"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    assert backends.training_dtype("auto") == "float16"
-    with pytest.raises(UserError, match="cannot compute in bfloat16"):
-        backends.training_dtype("bfloat16")
-
-
 # --- memory ---------------------------------------------------------------------------------------
 
 

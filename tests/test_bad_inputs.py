@@ -205,7 +205,7 @@ CASES = [
     ("config", (("distillation", "lora_target_modules"), []), "a list of layer names is needed (got [])"),
     ("config", (("distillation", "lora_target_modules"), "q_proj"), "a list of layer names is needed"),
     ("config", (("distillation", "gradient_accumulation"), 0), "distillation.gradient_accumulation: "),
-    ("config", (("teacher_training", "dtype"), "int4"), "teacher_training.dtype: Input should be 'bfloat16'"),
+    ("config", (("teacher_training", "dtype"), "int4"), "teacher_training.dtype: Input should be 'auto'"),
     ("config", (("evaluation", "limit"), 0), "evaluation.limit: Input should be greater than 0"),
     ("config", (("evaluation", "tasks"), [{"arc": 1}]), "evaluation.tasks: Input should be a valid dictiona"),
     ("config", (("evaluation", "tasks"), {"../x": {}}), "evaluation.tasks"),

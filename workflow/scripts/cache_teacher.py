@@ -10,7 +10,7 @@ import logging
 import shutil
 from pathlib import Path
 
-from kdag import cli
+from kdag import cli, precision
 from kdag.config_training import TeacherCache as Settings
 from kdag.gpu_lease import leased
 from kdag.manifest import atomic_path, read_json, sha256_file, write_manifest
@@ -43,6 +43,7 @@ def main(args):
     from kdag.teacher_cache import file_rows, files_of_share
 
     settings = Settings(**args.config)
+    settings = settings.model_copy(update={"dtype": precision.settle(settings.dtype, "teacher_cache.dtype")})
     subset = read_json(args.train.parent / "manifest.json")
     frames = {part: read_rows(getattr(args, part)) for part in args.parts}
     files = files_of_share({k: len(f) for k, f in frames.items()}, settings.rows_per_shard, *args.share)
@@ -72,6 +73,9 @@ def main(args):
         vocabulary_size=subset["vocabulary_size"],
         vocabulary_hash=subset["vocabulary_hash"],
         template_hash=subset["template_hash"],
+        dtype=settings.dtype,
+        arithmetic=precision.recorded(),
+        processor=precision.here().name,
         device=models.device_name(),
     )
     if args.share == (0, 1):  # shares of an earlier run would keep their bytes on disk

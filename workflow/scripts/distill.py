@@ -46,7 +46,9 @@ def main(args):
         temperature_squared=settings.temperature_squared,
         use_ce=settings.use_ce_loss,
     )
-    run_stage("distill", args, settings, objective, teacher=args.teacher, backend=backend)
+    run_stage(
+        "distill", args, settings, objective, teacher=args.teacher, backend=backend, section="distillation"
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import urllib.request
 from importlib import metadata
 from pathlib import Path
 
-from kdag import doctor
+from kdag import doctor, precision
 from kdag.doctor import OK, PROBLEM, WARNING, Finding
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,7 +99,7 @@ def addresses() -> dict[str, str]:
     }
 
 
-def experiment(config: Path) -> tuple[list[Finding], bool]:
+def experiment(config: Path, on_cpu: bool) -> tuple[list[Finding], bool]:
     """(findings on the configuration and its sources, does something still come from the hub?)."""
     try:
         import yaml
@@ -119,6 +119,8 @@ def experiment(config: Path) -> tuple[list[Finding], bool]:
     except UserError as error:
         return findings + [Finding(PROBLEM, "configuration", line) for line in str(error).split("\n")], False
     findings.append(Finding(OK, "configuration", f"{shown}: {len(checked.strategies)} strategies"))
+    if on_cpu:
+        findings += doctor.arithmetic(precision.cpu(), dtypes(checked))
     if few := planner.too_few_steps(checked, checked.data.train_rows):
         findings.append(Finding(WARNING, "steps", *few))
     stages = {"data": "fetch_dataset", "prompts": "fetch_prompts", "teacher": "fetch_teacher"}
@@ -127,6 +129,14 @@ def experiment(config: Path) -> tuple[list[Finding], bool]:
     wanted = {name: stage_params(checked, stage) for name, stage in stages.items()}
     found, needed = doctor.sources(wanted, fetched_sources())
     return findings + found, needed
+
+
+def dtypes(config) -> dict[str, str]:
+    """{key: dtype} of every place in a checked configuration that names one."""
+    sections = ("teacher_training", "teacher_cache", "distillation", "evaluation")
+    found = {f"{name}.dtype": getattr(config, name).dtype for name in sections}
+    own = {name: strategy.overrides() for name, strategy in config.strategies.items()}
+    return found | {f"strategies.{name}.dtype": o["dtype"] for name, o in own.items() if "dtype" in o}
 
 
 def fetched_sources() -> list[dict]:
@@ -160,7 +170,7 @@ def main(args) -> int:
         doctor.memory(memory_limit()),
         doctor.disk(shutil.disk_usage(".").free, "this folder"),
     ]
-    described, needed = experiment(args.config)
+    described, needed = experiment(args.config, on_cpu=not listed)
     findings += described
     if not args.no_network:
         reached = {what: unreachable(address) for what, address in addresses().items()}

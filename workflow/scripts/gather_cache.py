@@ -13,7 +13,7 @@ from kdag.manifest import atomic_path, read_json, write_json
 HEAD = "head.safetensors"
 NO_HARD_LINKS = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP)
 # What one share has of its own; everything else in their manifests must be the same.
-OWN = ("files", "row_hashes", "device")
+OWN = ("files", "row_hashes", "device", "processor")
 
 
 def arguments():
@@ -73,7 +73,10 @@ def merge(shares: dict[Path, dict]) -> dict:
             part: [row for share in shares.values() for row in share["row_hashes"][part]]
             for part in first["row_hashes"]
         },
-        "device": ", ".join(sorted({share["device"] for share in shares.values()})),
+        **{
+            key: ", ".join(sorted({share[key] for share in shares.values()}))
+            for key in ("device", "processor")
+        },
     }
 
 

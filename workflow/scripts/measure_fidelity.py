@@ -23,7 +23,7 @@ def main(args):
     import numpy as np
     import torch
 
-    from kdag import models
+    from kdag import models, precision
     from kdag.data import answer_tokens, read_rows
     from kdag.fidelity import fidelity
     from kdag.teacher_cache import TeacherCache, answer_states, count_tokens
@@ -31,10 +31,11 @@ def main(args):
     frame = read_rows(args.heldout)
     cache = TeacherCache(args.cache, "heldout", frame, read_json(args.heldout.parent / "manifest.json"))
     vocabulary = len(cache.head)
+    dtype = precision.settle(args.config["dtype"], "evaluation.dtype")
     pace = cli.Pace(count_tokens(frame) * len({args.untrained, args.model}))
 
     def states_and_head(directory):
-        model = models.load_model(directory, args.config["dtype"])
+        model = models.load_model(directory, dtype)
         hidden = dict(answer_states(model, frame, 8192, f"rows through {directory.parent.name}", pace))
         return (
             torch.cat([hidden[i].cpu() for i in range(len(frame))]),
@@ -54,7 +55,9 @@ def main(args):
         "model": sha256_file(args.model.parent / "manifest.json"),
         "cache": sha256_file(args.cache),
     }
-    write_sealed(args.output, {**measures, "rows": len(frame), "inputs": inputs, "params": args.config})
+    write_sealed(
+        args.output, {**measures, "rows": len(frame), "dtype": dtype, "inputs": inputs, "params": args.config}
+    )
 
 
 if __name__ == "__main__":

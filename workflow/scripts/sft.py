@@ -27,7 +27,8 @@ def main(args):
     from kdag.training import Objective
     from kdag.training_stage import run_stage
 
-    run_stage("sft", args, settings, Objective(), teacher=None, backend=backend)
+    section = "teacher_training" if args.name == "sft_teacher" else "distillation"
+    run_stage("sft", args, settings, Objective(), teacher=None, backend=backend, section=section)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,9 @@ def main(args):
         card=plan["card"],
         generation=json.dumps(scores[rows[0]["model"]]["generation"], indent=2, sort_keys=True),
         configuration=yaml.safe_dump(shown(configuration), sort_keys=False),
-        versions=json.dumps({"device": manifest["device"], **manifest["versions"]}, indent=2),
+        versions=json.dumps(
+            {key: manifest[key] for key in ("device", "processor", "dtype")} | manifest["versions"], indent=2
+        ),
     )
     write_text(args.output, page)
     logging.info("%s, %.1f MB", args.output, args.output.stat().st_size / 1e6)

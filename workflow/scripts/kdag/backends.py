@@ -44,16 +44,6 @@ def why_not_unsloth() -> str | None:
     return None
 
 
-def training_dtype(name: str) -> str:
-    """`auto`: bfloat16, or float16 on a card that has no arithmetic for it."""
-    import torch
-
-    has_bf16 = not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False)
-    if name == "bfloat16" and not has_bf16:
-        raise UserError("dtype: this GPU cannot compute in bfloat16; take float16, or auto")
-    return name if name != "auto" else "bfloat16" if has_bf16 else "float16"
-
-
 def load(directory: Path, settings, backend: str, longest: int, *, to_device: bool = True):
     """A model to be trained. longest: the most tokens a row has, which Unsloth sets up for."""
     from kdag import models

@@ -7,6 +7,7 @@ data sheets'. T4 and V100 have no bfloat16; theirs is the rate of float16.
 import re
 from dataclasses import dataclass, replace
 
+from kdag import precision
 from kdag.errors import UserError
 
 GIB = 2**30
@@ -21,17 +22,25 @@ class Card:
     memory: float
     bandwidth: float
     rate: float
+    bfloat16: bool = True
 
     @property
     def on_cpu(self) -> bool:
         return self.name == "cpu"
 
+    def dtype(self, wanted: str) -> str:
+        """What `auto` becomes on this card; the card `cpu` is the processor of this machine."""
+        if wanted != "auto":
+            return wanted
+        has = "bfloat16" in precision.cpu().units if self.on_cpu else self.bfloat16
+        return precision.automatic(not self.on_cpu, has)
+
 
 CARDS = {
     card.name: card
     for card in (
-        Card("T4", 15, 320, 65),
-        Card("V100-32GB", 32, 900, 125),
+        Card("T4", 15, 320, 65, bfloat16=False),
+        Card("V100-32GB", 32, 900, 125, bfloat16=False),
         Card("A10", 22.5, 600, 125),
         Card("L4", 22.5, 300, 121),
         Card("A100-40GB", 40, 1555, 312),

@@ -9,6 +9,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+from kdag import precision
 from kdag.errors import UserError, missing
 
 # Stages never reach for the network: what they need was fetched. The fetch scripts ask for it by name.
@@ -42,6 +43,7 @@ def run(main, arguments: argparse.ArgumentParser, *, network: bool = False, memo
     """
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    precision.make_reproducible()
     if not network:
         os.environ.update(OFFLINE, TQDM_DISABLE="1")  # bars would fill a log with carriage returns
     args = arguments.parse_args()

@@ -54,7 +54,7 @@ class Evaluation(Section):
     )
     batch_size: int = Field(64, gt=0, description="prompts per forward pass; pinned, as bf16 sees it")
     repetition_penalty: Number = Field(1.0, ge=1, le=2, description="1: none")
-    dtype: Dtype = "bfloat16"
+    dtype: Dtype = "auto"
     tasks: dict[Annotated[str, Field(pattern=NAME)], Task] = Field(
         default_factory=dict, description="further tasks, by lm-eval's names, or ifbench"
     )

@@ -9,7 +9,8 @@ from kdag.errors import UserError
 
 # YAML 1.1 reads 1e-4 as a string and `--config` hands every value over as one.
 Number = Annotated[float, BeforeValidator(lambda v: float(v) if isinstance(v, str) else v)]
-Dtype = Literal["bfloat16", "float16", "float32"]
+# auto: what the processor of a job multiplies in hardware (precision.py).
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 def refuse_braces(path: str | None) -> None:

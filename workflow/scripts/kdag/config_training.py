@@ -43,10 +43,10 @@ class Training(Section):
     )
     weight_decay: Number = Field(0.01, ge=0, lt=1)
     max_grad_norm: Number = Field(1.0, gt=0)
-    dtype: Literal[Dtype, "auto"] = Field(
-        "bfloat16",
-        description="frozen weights and arithmetic; trained weights are float32; auto: float16 on a GPU "
-        "without bfloat16",
+    dtype: Dtype = Field(
+        "auto",
+        description="frozen weights and arithmetic; trained weights are float32; auto: bfloat16 where the "
+        "hardware multiplies it, else float16 on a GPU and float32 on a CPU",
     )
     gradient_checkpointing: bool = Field(True, description="less memory for about a third more time")
 
@@ -66,7 +66,7 @@ class TeacherTraining(Training):
 class TeacherCache(Section):
     """What the teacher thinks: its last hidden states at every answer position."""
 
-    dtype: Dtype = Field("bfloat16", description="the teacher's weights, arithmetic and what is stored")
+    dtype: Dtype = Field("auto", description="the teacher's weights, arithmetic and what is stored")
     batch_tokens: int = Field(8192, gt=0, description="padded tokens per forward pass")
     rows_per_shard: int = Field(512, gt=0, description="rows per file")
     shards: int = Field(

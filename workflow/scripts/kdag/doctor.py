@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from kdag import precision
+
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 PYTHONS = ((3, 11), (3, 12))
 GB = 1e9
@@ -83,6 +85,20 @@ def gpu(listed: list[str] | None, torch: dict | None) -> list[Finding]:
         do = f"all of them at once: snakemake --resources gpu={len(listed)}"
         findings.append(Finding(OK, "GPUs", f"{len(listed)}; profiles/default uses one at a time", do))
     return findings
+
+
+def arithmetic(processor: precision.Processor, asked: dict[str, str]) -> list[Finding]:
+    """What a machine without a GPU computes in. asked: {key of the configuration: its dtype}."""
+    unit = processor.units.get("bfloat16", "no unit for bfloat16")
+    found = f"{precision.automatic(False, 'bfloat16' in processor.units)} on {processor.name} ({unit})"
+    slow = {key: dtype for key, dtype in asked.items() if precision.emulated(dtype, processor)}
+    return [
+        Finding(OK, "arithmetic", found),
+        *(
+            Finding(WARNING, "arithmetic", precision.slow(dtype, key), f"set {key}: auto")
+            for key, dtype in slow.items()
+        ),
+    ]
 
 
 def disk(free: float, folder: str) -> Finding:

@@ -19,6 +19,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
+from kdag import precision
 from kdag.decoding import GenerationProgress, decode_greedily, end_tokens, load_model
 from kdag.errors import UserError
 from kdag.ifeval import prompt_set_hash
@@ -52,6 +53,7 @@ class GreedyAnswers:
             "chat_template_sha256": sha256_text(self.tokenizer.chat_template),
             **self.pinned,
             **self.backend_settings,
+            "arithmetic": precision.recorded(),
             "torch": torch.__version__,
             "lm_eval": importlib.metadata.version("lm_eval"),
         }
@@ -164,6 +166,7 @@ def local_task(name: str, docs: list[dict], max_new_tokens: int) -> dict:
 
 def language_model(directory: Path, config: dict):
     """The model behind lm-eval's interface, on the backend that evaluation.backend names."""
+    config = {**config, "dtype": precision.settle(config["dtype"], "evaluation.dtype")}
     if config.get("backend") == "vllm":
         if importlib.util.find_spec("vllm") is None:
             raise UserError("evaluation.backend: vllm needs the package vllm, which envs/vllm.yaml installs")

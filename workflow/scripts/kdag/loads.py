@@ -11,7 +11,7 @@ from kdag import cards
 from kdag.cards import Card, Shape
 from kdag.config import Config
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FOUR_BIT = 0.516  # bytes per weight: NF4 with its constants quantised twice (arXiv:2305.14314, section 3)
 OPTIMIZER = {"adamw": 16, "adamw_8bit": 10}  # bytes per trained weight: fp32 itself, gradient, two moments
 # Saved for the backward pass per token and layer, of two-byte numbers: measured with saved_tensors_hooks on

@@ -55,6 +55,7 @@ def plan(config: Config, teacher: Shape, student: Shape, card: Card, tokens: dic
 
     too_large: the key to change where a job needs more memory than the card has, else None.
     """
+    config = with_dtypes(config, card)
     live = config.teacher_cache.dtype if config.teacher.online else None
     parts = ["heldout"] if live else ["train", "heldout"]
     kept, evaluation, seeds = stored_bytes(config, teacher), config.evaluation, len(config.seeds)
@@ -76,7 +77,7 @@ def plan(config: Config, teacher: Shape, student: Shape, card: Card, tokens: dic
     distilled = []
     for name, strategy in config.strategies.items():
         own = {key: f"strategies.{name}.{key}" for key in strategy.overrides()}
-        settings = config.distillation_of(name)
+        settings = with_dtype(config.distillation_of(name), card)
         change = remedies("distillation", TRAINING_CHANGES, own)
         distilled.append((seeds, settings, trained(student, teacher, live), change, small))
     tune, cut = remedies("teacher_training", TRAINING_CHANGES), remedies("teacher_cache", CACHE_CHANGES)
@@ -99,6 +100,16 @@ def plan(config: Config, teacher: Shape, student: Shape, card: Card, tokens: dic
         "measure_fidelity": [(students + 1, evaluation, compared, change, small)],
     }
     return [entry(config, card, stage, kinds) for stage, kinds in stages.items()]
+
+
+def with_dtype(section, card: Card):
+    """A section of the configuration with the dtype that `auto` is on this card."""
+    return section.model_copy(update={"dtype": card.dtype(section.dtype)})
+
+
+def with_dtypes(config: Config, card: Card) -> Config:
+    sections = ("teacher_training", "teacher_cache", "distillation", "evaluation")
+    return config.model_copy(update={name: with_dtype(getattr(config, name), card) for name in sections})
 
 
 def steps(settings, rows: int) -> int:

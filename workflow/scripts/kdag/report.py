@@ -77,15 +77,16 @@ def further(rows: list[dict], tasks: pd.DataFrame, cell) -> dict[str, list]:
 
 def fidelity_table(rows: list[dict], fidelity: dict[str, dict]) -> pd.DataFrame:
     """One row per student: means per held-out answer token; the ratio is to the untrained student."""
+    measured = [row for row in rows if row["model"] in fidelity]
+    refuse_mixture(measured, fidelity, how=lambda measures: {"dtype": measures.get("dtype")})
     untrained = fidelity["student-untrained"]["forward_kl"]
     return pd.DataFrame(
         {
             "model": row["label"],
-            **{k: v for k, v in fidelity[row["model"]].items() if not isinstance(v, dict)},
+            **{k: v for k, v in fidelity[row["model"]].items() if not isinstance(v, dict | str)},
             "forward_kl_ratio": fidelity[row["model"]]["forward_kl"] / untrained,
         }
-        for row in rows
-        if row["model"] in fidelity
+        for row in measured
     )
 
 
