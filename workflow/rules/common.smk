@@ -5,9 +5,10 @@
 # TASKS           the names of the tasks beside IFEval
 # code(script)    the script and every module of ours that it imports: inputs, so that an edit reruns
 # params(stage)   the stage's part of the configuration as one canonical JSON string
-# needs(stage)    the resources of a job: GPUs, memory, time
+# needs(stage)    the resources of a job: GPUs, memory, time; planned: seconds that it should take
 # model_home(id)  the folder with model/ and manifest.json of a model
 import ast
+import functools
 import os
 import re
 import sys
@@ -18,7 +19,7 @@ from snakemake.exceptions import WorkflowError
 SCRIPTS = Path(workflow.basedir, "workflow", "scripts")
 sys.path.insert(0, str(SCRIPTS))
 
-from kdag import model_files, yaml_file
+from kdag import cards, expected, model_files, yaml_file
 from kdag.config import load_config
 from kdag.errors import UserError
 from kdag.jobsize import host_mb, minutes, model_bytes
@@ -101,12 +102,31 @@ def needs(stage, models=("model",)):
     def weights(inputs):
         return sum(model_bytes(inputs[name]) for name in models)
 
+    def planned(wildcards, input):
+        weights(input)
+        return planned_seconds(*map(Path.is_file, PLANNED_FROM)).get(stage, 0)
+
     return {
         "gpu": gpus,
-        **({} if gpus else {"gpu_model": ""}),
+        **({"planned": planned} if gpus else {"gpu_model": ""}),
         "mem_mb": lambda wildcards, input, attempt: attempt * host_mb(weights(input), max(1, gpus)),
         "runtime": lambda wildcards, input, attempt: attempt * minutes(weights(input)),
     }
+
+
+@functools.cache
+def planned_seconds(*there):
+    """{stage: seconds}, computed anew when one more of the files that it is made from is there."""
+    teacher, student = PLANNED_FROM[0].parent, PLANNED_FROM[1].parent
+    return expected.seconds(CONFIG, planned_card(), teacher, student, Path("results"))
+
+
+def planned_card():
+    """The card that the jobs compute on: a cluster's by `gpu_model`, else this machine's. None: not known."""
+    model = (workflow.resource_settings.default_resources or {}).get("gpu_model")
+    if model is not None:
+        return cards.of_model(str(getattr(model, "raw", model)).strip("'\""))
+    return expected.card_here() if workflow.local_exec else None
 
 
 def fetched(kind, stage):
@@ -138,6 +158,11 @@ STUDENT = "<results>/student" if CONFIG.student.derive else fetched("models", "f
 DATASET = fetched("datasets", "fetch_dataset")
 PROMPTS = fetched("datasets", "fetch_prompts")
 NLTK = "resources/nltk_data"
+PLANNED_FROM = [  # a student cut from the teacher is planned from the teacher's
+    Path(TEACHER, "model", "config.json"),
+    Path(STUDENT, "model", "config.json"),
+    *(Path("results", CONFIG.experiment, "data", file) for file in ("manifest.json", "prompts.jsonl")),
+]
 
 # Where a student sees its teacher, and the parts of the data whose teacher states are stored.
 TEACHER_SEEN = "teacher" if CONFIG.teacher.online else "cache"

@@ -27,7 +27,8 @@ rule generate:
     params:
         config=params("generate"),
     shell:
-        "python {input.code[0]} --name generate/{wildcards.model} --gpus {resources.gpu}"
+        "python {input.code[0]} --name generate/{wildcards.model}"
+        " --gpus {resources.gpu} --planned {resources.planned}"
         " --config {params.config:q} --model {input.model:q} --prompts {input.prompts:q}"
         " --output {output.samples:q} --settings {output.settings:q} 2>&1 | tee {log:q}"
 
@@ -78,7 +79,8 @@ rule measure_fidelity:
     params:
         config=params("measure_fidelity"),
     shell:
-        "python {input.code[0]} --name fidelity/{wildcards.model} --gpus {resources.gpu}"
+        "python {input.code[0]} --name fidelity/{wildcards.model}"
+        " --gpus {resources.gpu} --planned {resources.planned}"
         " --config {params.config:q} --model {input.model:q} --untrained {input.untrained:q}"
         " --heldout {input.heldout:q} --cache {input.cache:q} --output {output.fidelity:q} 2>&1 | tee {log:q}"
 
@@ -101,10 +103,11 @@ rule evaluate_task:
         ANSWERS
     threads: 8
     resources:
-        **needs("generate"),
+        **needs("generate") | {"planned": 0},  # the planner knows no further tasks
     params:
         config=params("evaluate_task"),
     shell:
-        "python {input.code[0]} --name {wildcards.task}/{wildcards.model} --gpus {resources.gpu}"
+        "python {input.code[0]} --name {wildcards.task}/{wildcards.model}"
+        " --gpus {resources.gpu} --planned {resources.planned}"
         " --config {params.config:q} --model {input.model:q} --task {input.task:q}"
         " --fetched {input.fetched:q} --output {output.samples:q} --scores {output.scores:q} 2>&1 | tee {log:q}"

@@ -25,7 +25,8 @@ rule sft_student:
     params:
         config=params("sft_student"),
     shell:
-        "python {input.code[0]} --name sft/seed{wildcards.seed} --gpus {resources.gpu}"
+        "python {input.code[0]} --name sft/seed{wildcards.seed}"
+        " --gpus {resources.gpu} --planned {resources.planned}"
         " --config {params.config:q} --model {input.model:q} --train {input.train:q}"
         " --output {output.model:q} --log {output.log:q} --manifest {output.manifest:q} 2>&1 | tee {log:q}"
 
@@ -56,7 +57,8 @@ rule distill:
     params:
         config=params("distill"),
     shell:
-        "python {input.code[0]} --name {wildcards.strategy}/seed{wildcards.seed} --gpus {resources.gpu}"
+        "python {input.code[0]} --name {wildcards.strategy}/seed{wildcards.seed}"
+        " --gpus {resources.gpu} --planned {resources.planned}"
         " --config {params.config:q} --model {input.model:q} --train {input.train:q}"
         " --teacher {input.teacher:q} --expect-teacher {input.trained:q}"
         " --output {output.model:q} --log {output.log:q} --manifest {output.manifest:q} 2>&1 | tee {log:q}"

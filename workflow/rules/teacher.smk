@@ -27,7 +27,8 @@ rule sft_teacher:
     params:
         config=params("sft_teacher"),
     shell:
-        "python {input.code[0]} --name sft_teacher --gpus {resources.gpu} --config {params.config:q}"
+        "python {input.code[0]} --name sft_teacher"
+        " --gpus {resources.gpu} --planned {resources.planned} --config {params.config:q}"
         " --model {input.model:q} --train {input.train:q} --output {output.model:q} --log {output.log:q}"
         " --manifest {output.manifest:q} 2>&1 | tee {log:q}"
 
@@ -60,7 +61,8 @@ if CONFIG.teacher_cache.shards == 1:
             config=params("cache_teacher"),
             parts=CACHED,
         shell:
-            "python {input.code[0]} --name cache_teacher --gpus {resources.gpu} --config {params.config:q}"
+            "python {input.code[0]} --name cache_teacher"
+            " --gpus {resources.gpu} --planned {resources.planned} --config {params.config:q}"
             " --model {input.model:q} --parts {params.parts} --train {input.train:q}"
             " --heldout {input.heldout:q} --manifest {output.manifest:q} 2>&1 | tee {log:q}"
 
@@ -97,7 +99,8 @@ else:
             parts=CACHED,
         shell:
             "python {input.code[0]} --name cache/{wildcards.share}-of-{wildcards.shares}"
-            " --gpus {resources.gpu} --config {params.config:q} --model {input.model:q}"
+            " --gpus {resources.gpu} --planned {resources.planned}"
+            " --config {params.config:q} --model {input.model:q}"
             " --parts {params.parts} --train {input.train:q} --heldout {input.heldout:q}"
             " --share {wildcards.share}/{wildcards.shares} --files {output.files:q}"
             " --manifest {output.manifest:q} 2>&1 | tee {log:q}"

@@ -85,11 +85,13 @@ def main(args):
 def write_files(args, settings, vocabulary, frames, files, stored, folder) -> list[Path]:
     """The files of this share, {part: numbers}, and with the very first of them the head."""
     from kdag import models
-    from kdag.teacher_cache import write_head, write_part
+    from kdag.teacher_cache import count_tokens, file_rows, write_head, write_part
 
     model = models.load_model(args.model, settings.dtype)
     models.check_head(model, vocabulary)
     head = models.head_weight(model, vocabulary).detach()
+    parts = [frames[p].iloc[file_rows(n, settings.rows_per_shard)] for p in frames for n in files[p]]
+    pace = cli.Pace(sum(map(count_tokens, parts)))
     for part, frame in frames.items():
         with atomic_path(folder / part) as partial:
             write_part(
@@ -101,6 +103,7 @@ def write_files(args, settings, vocabulary, frames, files, stored, folder) -> li
                 rows_per_shard=settings.rows_per_shard,
                 encode=encoder(stored[part], head, settings),
                 files=files[part],
+                pace=pace,
             )
     outputs = [folder / part for part in frames]
     if args.share[0] == 0:

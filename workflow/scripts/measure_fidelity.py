@@ -26,16 +26,17 @@ def main(args):
     from kdag import models, precision
     from kdag.data import answer_tokens, read_rows
     from kdag.fidelity import fidelity
-    from kdag.teacher_cache import TeacherCache, answer_states
+    from kdag.teacher_cache import TeacherCache, answer_states, count_tokens
 
     frame = read_rows(args.heldout)
     cache = TeacherCache(args.cache, "heldout", frame, read_json(args.heldout.parent / "manifest.json"))
     vocabulary = len(cache.head)
     dtype = precision.settle(args.config["dtype"], "evaluation.dtype")
+    pace = cli.Pace(count_tokens(frame) * len({args.untrained, args.model}))
 
     def states_and_head(directory):
         model = models.load_model(directory, dtype)
-        hidden = dict(answer_states(model, frame, 8192, f"rows through {directory.parent.name}"))
+        hidden = dict(answer_states(model, frame, 8192, f"rows through {directory.parent.name}", pace))
         return (
             torch.cat([hidden[i].cpu() for i in range(len(frame))]),
             models.head_weight(model, vocabulary).detach().to(models.device(), copy=True),

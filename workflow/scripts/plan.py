@@ -6,7 +6,6 @@ Nothing runs and no weight is fetched; of a model only config.json is read. docs
 computed and how far from measurements it is.
 """
 
-import logging
 import textwrap
 from pathlib import Path
 
@@ -14,11 +13,9 @@ from kdag import cards, cli, planner, yaml_file
 from kdag.cards import GIB, Shape
 from kdag.config import Config
 from kdag.errors import UserError
-from kdag.manifest import read_json, read_jsonl, write_json
+from kdag.expected import counted
+from kdag.manifest import read_json, write_json
 from kdag.stages import source_name, stage_params
-
-# Of a prompt, without its tokenizer: IFEval's have 4.3 and more, chat templates add 10 to 30 tokens.
-CHARACTERS_PER_TOKEN, TEMPLATE = 4, 30
 
 
 def arguments():
@@ -60,35 +57,6 @@ def config_file(source: dict, side: str, models: Path) -> Path:
         except Exception as error:  # of the hub, of the network, of its client: all mean the same here
             reason = f"{source['id']} cannot be asked for its config.json ({type(error).__name__})"
     raise UserError(f"{side}: {reason}; give --{side}-config FILE, a config.json")
-
-
-def counted(config: Config, results: Path) -> dict:
-    """What `planner.plan` counts with: the rows of a finished subset where they are these, else means."""
-    folder = results / config.experiment / "data"
-    report = longest = None
-    if (folder / "manifest.json").is_file():
-        manifest = read_json(folder / "manifest.json")
-        if manifest["params"] == stage_params(config, "subset"):
-            report, longest = manifest["report"], longest_row(folder / "train.parquet")
-        else:
-            logging.info("%s is of another configuration and is not used", folder / "manifest.json")
-    tokens = planner.default_tokens(config, report, longest)
-    prompts, source = folder / "prompts.jsonl", config.evaluation.prompts.path
-    if not prompts.is_file() and source and source.endswith(".jsonl"):
-        prompts = Path(source)
-    if prompts.is_file():
-        lengths = [len(row["prompt"]) for row in read_jsonl(prompts)][: config.evaluation.limit]
-        tokens["prompts"] = len(lengths)
-        tokens["longest_prompt"] = round(max(lengths) / CHARACTERS_PER_TOKEN) + TEMPLATE
-    return tokens | {"counted": bool(report)}
-
-
-def longest_row(file: Path) -> int | None:
-    if not file.is_file():
-        return None
-    import pandas as pd
-
-    return int(pd.read_parquet(file, columns=["input_ids"])["input_ids"].map(len).max())
 
 
 def totals(plan: list[dict], teacher: Shape, student: Shape) -> dict:

@@ -11,9 +11,9 @@ from kdag import answers, cards, cli, html_report, planner
 from kdag.cards import Shape
 from kdag.config import load_config
 from kdag.errors import UserError
+from kdag.expected import counted
 from kdag.manifest import check_source, read_json, read_jsonl, read_sealed, write_json, write_text
 from kdag.stages import shown
-from plan import counted
 
 
 def arguments():

@@ -4,6 +4,7 @@ Memory is what nvidia-smi reports; bandwidth and the dense bfloat16 rate with fp
 data sheets'. T4 and V100 have no bfloat16; theirs is the rate of float16.
 """
 
+import re
 from dataclasses import dataclass, replace
 
 from kdag import precision
@@ -66,6 +67,21 @@ def of_device(device: str) -> Card:
     if not fitting:
         raise UserError(f"{device} is no card of {', '.join(CARDS)}")
     return CARDS[max(fitting, key=len)]
+
+
+def of_model(name: str) -> Card | None:
+    """The card that a cluster calls `name`, such as h100, a100 or rtx_3090; None for one that is not here.
+
+    Of several that the name may mean, the first.
+    """
+    wanted = re.sub(r"[^A-Z0-9]+", "-", name.upper())
+    for card in CARDS.values():
+        if not card.on_cpu and wanted in (card.name.upper(), card.name.upper().split("-")[0]):
+            return card
+    try:
+        return of_device(wanted)
+    except UserError:
+        return None
 
 
 # Assumed, and printed with every plan. Nothing here was fitted to a GPU.

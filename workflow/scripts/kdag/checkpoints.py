@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from kdag import parallel
-from kdag.cli import clock
+from kdag.cli import Pace, clock
 from kdag.manifest import hash_files, read_json, write_json
 
 SECONDS_BETWEEN_CHECKPOINTS = 120
@@ -17,11 +17,18 @@ SECONDS_BETWEEN_CHECKPOINTS = 120
 class Follow(TrainerCallback):
     """A log line with the time left per step, a checkpoint every two minutes, and a seal on each."""
 
+    def __init__(self, now=time.monotonic):
+        self.now = now
+
     def on_train_begin(self, args, state, control, **kwargs):
         self.start = self.saved = time.monotonic()
-        self.first = state.global_step
+        self.first, self.pace = state.global_step, None
 
     def on_step_end(self, args, state, control, **kwargs):
+        if self.pace:
+            self.pace.add(1)
+        else:  # from here: the first step also warms up, and is no measure of the others
+            self.pace = Pace(state.max_steps - state.global_step, self.now)
         if parallel.agreed(time.monotonic() - self.saved > SECONDS_BETWEEN_CHECKPOINTS):
             control.should_save = state.global_step < state.max_steps
 

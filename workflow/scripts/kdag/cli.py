@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 from kdag import precision
@@ -24,6 +25,8 @@ def parser(description: str, *, gpus: bool = False) -> argparse.ArgumentParser:
     if gpus:
         what = "GPUs of this job: training processes, or parts of a model"
         made.add_argument("--gpus", type=gpu_count, default=1, help=what)
+        what = "seconds that the planner gives this job; 0: not known"
+        made.add_argument("--planned", type=float, default=0, help=what)
     return made
 
 
@@ -53,6 +56,8 @@ def run(main, arguments: argparse.ArgumentParser, *, network: bool = False, memo
         datefmt="%H:%M:%S",
         force=True,
     )
+    if not one_of_several:
+        Pace.planned = getattr(args, "planned", 0)
     for noisy in ("httpx", "urllib3", "filelock", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of kernels that nothing here uses
@@ -128,6 +133,40 @@ class Progress:
         self.last = now
         left = (now - self.start) / max(done, 1) * (self.total - done)
         logging.info("%d/%d %s, %s left%s", done, self.total, self.unit, clock(left), note)
+
+
+# When a job says that it is far too slow: not in its first seconds, and compared with a minute at least.
+FIRST_SECONDS, TOO_SLOW, SHORTEST_PLAN = 60, 10, 60
+
+
+class Pace:
+    """One warning, once a job, where it will take more than TOO_SLOW times what the planner says.
+
+    total: of whatever is done evenly over time; now: the clock.
+    """
+
+    planned = 0.0  # seconds of this job, by --planned; 0: not known, or the warning was given
+
+    def __init__(self, total: float, now=time.monotonic):
+        self.total, self.now, self.start, self.done = total, now, now(), 0
+
+    def add(self, done: float) -> None:
+        self.reach(self.done + done)
+
+    def reach(self, done: float) -> None:
+        self.done = done
+        seconds = self.now() - self.start
+        if not Pace.planned or seconds < FIRST_SECONDS or not 0 < done < self.total:
+            return
+        whole = seconds / done * self.total
+        if whole > TOO_SLOW * max(Pace.planned, SHORTEST_PLAN):
+            logging.warning(
+                "this job will take about %s, the plan said %s: `make doctor` says what this machine lacks "
+                "(a GPU that is not used, arithmetic that the processor emulates), `make plan` how the plan "
+                "was made",
+                *(timedelta(seconds=round(length)) for length in (whole, Pace.planned)),
+            )
+            Pace.planned = 0.0
 
 
 def clock(seconds: float) -> str:

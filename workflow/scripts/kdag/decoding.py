@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from kdag import gpu_lease, models
-from kdag.cli import Progress
+from kdag.cli import Pace, Progress
 
 ATTENTION = "grouped_sdpa"
 
@@ -125,11 +125,12 @@ class GenerationProgress:
     """Log lines while batches are decoded, reckoned in token slots: rows times the cap.
 
     A row that ends early gives its remaining slots back at once, so the time left is an upper bound
-    that only shrinks.
+    that only shrinks. Its pace against the plan takes a row that is still running to be half done at least,
+    so that a high cap alone makes no job look slow.
     """
 
-    def __init__(self, rows: int, cap: int):
-        self.rows, self.cap = rows, cap
+    def __init__(self, rows: int, cap: int, now=time.monotonic):
+        self.rows, self.cap, self.pace = rows, cap, Pace(rows, now)
         self.slots = Progress(rows * cap, "token slots")
         self.rows_done = self.tokens_done = 0
         self.start = time.monotonic()
@@ -138,6 +139,8 @@ class GenerationProgress:
         ended = len(answers) - len(running)
         used = ended * self.cap + sum(len(answers[row]) for row in running)
         done = self.rows_done * self.cap + used
+        halves = sum(max(0.5, len(answers[row]) / self.cap) for row in running)
+        self.pace.reach(self.rows_done + ended + halves)
         if done < self.slots.total:
             rows = self.rows_done + ended
             self.slots.update(done, f", {rows} of {self.rows} prompts answered")

@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from kdag.cli import Progress
+from kdag.cli import Pace, Progress
 from kdag.data import answer_tokens
 from kdag.errors import UserError
 from kdag.manifest import atomic_path, sha256_file, verify_files
@@ -45,9 +45,17 @@ def pad(rows: list[np.ndarray], value: int) -> torch.Tensor:
     return torch.from_numpy(padded)
 
 
+def count_tokens(frame) -> int:
+    """Of whole rows: what a forward pass takes its time for."""
+    return int(frame["input_ids"].map(len).sum())
+
+
 @torch.no_grad()
-def answer_states(model, frame, batch_tokens: int, unit: str):
-    """Yield (index into frame, hidden [n_i, d] of its answer positions) for every row, by length."""
+def answer_states(model, frame, batch_tokens: int, unit: str, pace: Pace | None = None):
+    """Yield (index into frame, hidden [n_i, d] of its answer positions) for every row, by length.
+
+    pace: of the whole job, which is told the tokens of each pass.
+    """
     ids, targets = frame["input_ids"].tolist(), frame["targets"].tolist()
     progress, done = Progress(len(ids), unit), 0
     for batch in batches_by_length([len(row) for row in ids], batch_tokens):
@@ -60,6 +68,8 @@ def answer_states(model, frame, batch_tokens: int, unit: str):
             yield index, hidden[position, : len(learn)][learn]
         done += len(batch)
         progress.update(done)
+        if pace:
+            pace.add(sum(map(len, rows)))
 
 
 def file_rows(number: int, rows_per_shard: int) -> slice:
@@ -87,16 +97,18 @@ def write_part(
     rows_per_shard: int,
     encode,
     files: list[int] | None = None,
+    pace: Pace | None = None,
 ) -> None:
     """Write the shards of one part of the data, or those numbered `files`, each whole or absent.
 
-    encode: hidden [n, d] -> {name: tensor [n, ...]}, what is stored of a row's answer positions.
+    encode: hidden [n, d] -> {name: tensor [n, ...]}, what is stored of a row's answer positions. pace: as
+    `answer_states` takes it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(-(-len(frame) // rows_per_shard)) if files is None else files:
         rows = frame.iloc[file_rows(shard, rows_per_shard)]
         blocks: list[dict] = [None] * len(rows)
-        for index, hidden in answer_states(model, rows, batch_tokens, f"{unit}, shard {shard}"):
+        for index, hidden in answer_states(model, rows, batch_tokens, f"{unit}, shard {shard}", pace):
             blocks[index] = {name: tensor.cpu() for name, tensor in encode(hidden).items()}
         tokens = [answer_tokens(row) for row in rows["targets"]]
         with atomic_path(folder / f"shard-{shard:05d}.safetensors") as path:
