@@ -55,7 +55,7 @@ class Project:
         made.folder, made.config, made.results = folder, self.config, folder / "results" / "tiny"
         return made
 
-    def snakemake(self, *arguments, timeout=600, check=True, prefix=()) -> subprocess.CompletedProcess:
+    def snakemake(self, *arguments, timeout=1400, check=True, prefix=()) -> subprocess.CompletedProcess:
         """Run Snakemake in the copy as on a machine without a GPU; `prefix`: a command that runs it."""
         command = [
             *prefix,
@@ -74,7 +74,7 @@ class Project:
     def script(self, name: str, *arguments, check=True) -> subprocess.CompletedProcess:
         """Run a stage script by hand from the project's folder."""
         command = [sys.executable, f"workflow/scripts/{name}.py", *map(str, arguments)]
-        done = subprocess.run(command, cwd=self.folder, text=True, capture_output=True, timeout=300)
+        done = subprocess.run(command, cwd=self.folder, text=True, capture_output=True, timeout=900)
         if check and done.returncode:
             raise AssertionError(f"{name} failed:\n{done.stderr[-6000:]}")
         return done

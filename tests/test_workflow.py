@@ -55,15 +55,18 @@ def test_second_run_does_nothing_and_says_so(finished):
 
 
 def test_run_again_from_nothing_gives_the_same_bytes(finished, tmp_path):
+    """One strategy's whole chain, up to its answers, scores and fidelity; the others are made like it."""
     again = Project(tmp_path)
     # The same paths, since the configuration and the names of fetched sources hold them.
     raw = yaml.safe_load(finished.config.read_text())
     (again.folder / "config.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
-    again.snakemake()
-    for name in ("table.md", "table.csv", "fidelity.csv", "comparisons.csv", "intervals.csv", "table.tex"):
-        assert (again.results / "report" / name).read_bytes() == (
-            finished.results / "report" / name
-        ).read_bytes(), name
+    student, measured = "students/skewed-fkl/seed0", "eval/skewed-fkl-seed0"
+    wanted = [f"{measured}/scores.json", f"{measured}/fidelity.json"]
+    again.snakemake(*(f"results/tiny/{name}" for name in wanted))
+    weights = [f"{home}/model/model.safetensors" for home in ("teacher", student)]
+    logs = ["teacher/training.jsonl", f"{student}/training.jsonl", f"{measured}/samples.jsonl"]
+    for name in ("cache/manifest.json", *weights, *logs, *wanted):
+        assert (again.results / name).read_bytes() == (finished.results / name).read_bytes(), name
 
 
 @pytest.fixture(scope="module")
