@@ -103,7 +103,7 @@ def synthetic(lengths, width):
 
     pool = torch.randn(max(lengths) + 1000, width).to(torch.bfloat16)
 
-    def answer_states(model, frame, batch_tokens, unit):
+    def answer_states(model, frame, batch_tokens, unit, pace=None):
         for index, targets in enumerate(frame["targets"]):
             start = index % 1000
             yield index, pool[start : start + sum(t != -100 for t in targets)]
@@ -128,7 +128,7 @@ def measure_reading(figures, frame, megabytes, rounds, folder):
         rows = pd.concat([frame] * repeats, ignore_index=True)
         place = folder / str(width)
         teacher_cache.answer_states = synthetic(lengths, width)
-        write(None, rows, place / "train", Settings())
+        write(None, rows, place / "train", Settings(dtype="bfloat16"))
         teacher_cache.answer_states = made
         save_file({"head": torch.zeros(1, width, dtype=torch.bfloat16)}, place / "head.safetensors")
         hashes = {"vocabulary_hash": "", "template_hash": ""}

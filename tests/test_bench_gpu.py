@@ -101,11 +101,13 @@ def test_settings_are_those_of_the_stages():
     """gpu_shapes reads config.yaml without pydantic; config.py reads it with every check and default."""
     import gpu_shapes
 
+    from kdag import cards, planner
     from kdag.config import load_config
 
     whole = load_config(yaml.safe_load((ROOT / "config.yaml").read_text()))
     for section in ("teacher_training", "teacher_cache", "distillation", "evaluation"):
-        wanted = getattr(whole, section).model_dump(exclude={"prompts"})
+        wanted = planner.with_dtype(getattr(whole, section), cards.CARDS["H200"])
+        wanted = wanted.model_dump(exclude={"prompts"})
         ours = vars(gpu_shapes.settings(section))
         for key in set(wanted) - {"epochs"}:
             assert ours[key] == wanted[key], f"{section}.{key}"
