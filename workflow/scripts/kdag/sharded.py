@@ -29,10 +29,10 @@ def wanted(directory: Path, settings) -> bool:
     if parallel.processes() == 1:
         return False
     shard = os.environ.get(FORCE) == "1"
-    if torch.cuda.is_available() and not shard:
+    if torch.cuda.is_available() and not shard and not settings.load_in_4bit:
         each = TRAINED_BYTES if settings.tuning == "full" else getattr(torch, settings.dtype).itemsize
         card = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        shard = not settings.load_in_4bit and count_weights(directory) * each > SHARE_OF_CARD * card
+        shard = count_weights(directory) * each > SHARE_OF_CARD * card
     if shard and (settings.load_in_4bit or settings.optimizer != "adamw"):
         raise UserError(
             "the model does not fit on one GPU and is shared out among several, which neither load_in_4bit "
