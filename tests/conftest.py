@@ -1,5 +1,6 @@
 """Shared fixtures: the tiny experiment, a copy of the project to run it in, the real data if it is there."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -16,6 +17,12 @@ SHARED = ROOT.parent / "shared" / "data"
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 precision.make_reproducible()
+
+
+def pytest_collection_finish():
+    """What the imports made stays: statsmodels collects garbage in each of thousands of corrections."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
