@@ -86,7 +86,8 @@ def by_loop(shape, frame, settings, loss, cache=None):
     common.reset_peak()
     network = training.prepare(gpu_shapes.model(shape), settings, "transformers").train()
     data = Rows(frame, cache)
-    order = list(EpochSampler([len(ids) for ids in data.ids], settings.batch_size, settings.seed, lambda: 0))
+    lengths, passes = [len(ids) for ids in data.ids], settings.gradient_accumulation
+    order = list(EpochSampler(lengths, settings.batch_size, settings.seed, lambda: 0, passes=passes))
     trained = [p for p in network.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=settings.learning_rate, fused=True)
     autocast, seconds, at_once = torch.autocast(device().type, torch.bfloat16), [], rows_per_step(settings)

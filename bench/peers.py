@@ -46,7 +46,11 @@ def batch_order(frame, settings):
     from kdag.batches import EpochSampler
 
     lengths = [len(ids) for ids in frame["input_ids"]]
-    return list(EpochSampler(lengths, settings.batch_size, settings.seed, lambda: 0))
+    return list(
+        EpochSampler(
+            lengths, settings.batch_size, settings.seed, lambda: 0, passes=settings.gradient_accumulation
+        )
+    )
 
 
 def in_order(folder, settings):

@@ -10,6 +10,7 @@ import torch
 
 from cache_teacher import encoder
 from kdag import checkpoints, data, models, teacher_cache, training
+from kdag.batches import EpochSampler
 from kdag.config_training import DistillationJob
 from kdag.config_training import TeacherCache as TeacherCacheSettings
 from kdag.errors import UserError
@@ -254,6 +255,19 @@ def test_effective_batch_does_not_depend_on_its_split(
     assert log[0]["loss"] == pytest.approx(reference_log[0]["loss"], rel=1e-5)
     assert log[0]["grad_norm"] == pytest.approx(reference_log[0]["grad_norm"], rel=1e-4)
     torch.testing.assert_close(trained(model), trained(reference), rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize(("batch_size", "passes"), [(1, 6), (2, 3), (3, 2), (6, 1)])
+def test_a_step_has_the_same_random_rows_however_it_is_split(batch_size, passes):
+    lengths = [7, 3, 9, 1, 8, 2, 6, 4, 5, 10, 12, 11, 13]
+    order = list(EpochSampler(lengths, batch_size, 3, lambda: 0, passes=passes))
+    drawn = torch.randperm(13, generator=torch.Generator().manual_seed(300_009)).tolist()
+    for start in range(0, 13, 6):
+        step = order[start : start + 6]
+        assert sorted(step) == sorted(drawn[start : start + 6])
+        if batch_size > 1:
+            assert [lengths[row] for row in step] == sorted((lengths[row] for row in step), reverse=True)
+    assert order != list(EpochSampler(lengths, batch_size, 3, lambda: 1, passes=passes))
 
 
 def test_reading_ahead_changes_nothing(tiny_models, frame, cache, tmp_path, monkeypatch):

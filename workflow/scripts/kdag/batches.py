@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from kdag.teacher_cache import TeacherCache, pad
 
@@ -72,14 +71,20 @@ def split(batch: dict, parts: int) -> list[dict]:
 class EpochSampler(torch.utils.data.Sampler):
     """Every row once, in an order that depends on seed and epoch alone, so that a resumed run keeps it.
 
-    Rows of like length share a batch where a batch has several. Of every `processes` batches each
-    process takes one, so that a step has the same rows however many there are; rows without anything to
-    learn, numbered len(lengths), complete the last of these batches.
+    The rows of an optimiser step are drawn at random, and come by length within it, so that rows of like
+    length share a forward pass. (Steps of like rows alone made the demo's students loop:
+    docs/performance.md.) So batch_size and gradient_accumulation of one product give the same steps. Of every
+    `processes` batches each process takes one, so that a step has the same rows however many there are; rows
+    without anything to learn, numbered len(lengths), complete the last of these batches.
     """
 
-    def __init__(self, lengths: list[int], batch_size: int, seed: int, epoch, processes: int = 1):
+    def __init__(
+        self, lengths: list[int], batch_size: int, seed: int, epoch, processes: int = 1, passes: int = 1
+    ):
+        """epoch: a function that says which; passes: forward passes of a step, of all processes."""
         self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, epoch
         self.missing = 0 if processes == 1 else -len(lengths) % (batch_size * processes)
+        self.step = batch_size * passes
 
     def __len__(self):
         return len(self.lengths) + self.missing
@@ -87,8 +92,8 @@ class EpochSampler(torch.utils.data.Sampler):
     def __iter__(self):
         rows = len(self.lengths)
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch())
-        if self.batch_size == 1:
-            order = torch.randperm(rows, generator=generator).tolist()
-        else:
-            order = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        order = torch.randperm(rows, generator=generator).tolist()
+        if self.batch_size > 1:
+            steps = (order[start : start + self.step] for start in range(0, rows, self.step))
+            order = [row for step in steps for row in sorted(step, key=lambda row: -self.lengths[row])]
         return iter([*order, *[rows] * self.missing])

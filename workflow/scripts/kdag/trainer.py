@@ -50,6 +50,7 @@ class DistillTrainer(Trainer):
             self.args.seed,
             lambda: int((self.state.epoch or 0) + 1e-6),
             parallel.processes(),
+            self.args.gradient_accumulation_steps * parallel.processes(),
         )
 
     def training_step(self, model, inputs, num_items_in_batch=None):
