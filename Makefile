@@ -71,4 +71,4 @@ orphans: install ## jobs that an earlier run left in SLURM for this folder; CANC
 	$(BIN)/python workflow/scripts/orphans.py $(if $(CANCEL),--cancel)
 
 audit: install ## make audit TABLE=file.csv [PROMPTS=file.jsonl]: for which prompt counts are a table's values possible?
-	$(BIN)/python workflow/scripts/audit_table.py --table "$(TABLE)" $(if $(PROMPTS),--prompts "$(PROMPTS)")
+	$(BIN)/python tools/audit_table.py --table "$(TABLE)" $(if $(PROMPTS),--prompts "$(PROMPTS)")

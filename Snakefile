@@ -54,7 +54,7 @@ onsuccess:
 
 
 onerror:
-    from kdag import incomplete
+    from kdag.operate import incomplete
 
     if text := incomplete.write_table(workflow.dag, CONFIG, log):
         print(f"\nresults/{CONFIG.experiment}/report/table.md\n\n{text}")

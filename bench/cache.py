@@ -5,7 +5,7 @@
 
 Writing needs the demo's teacher and data: a finished `make demo`, or --teacher and --data. By turns
 in one process over the same batches: `bare` is the teacher's backbone on them and nothing else,
-`write` is teacher_cache.write_part, shards on disk included. The figure is the median over the
+`write` is cache.write_part, shards on disk included. The figure is the median over the
 rounds of bare / write within a round; the first round warms up and is dropped.
 
 Reading is from caches of rows with the demo's answer lengths (their states random numbers, since
@@ -37,8 +37,9 @@ def bare(model, frame, batch_tokens):
     """The backbone on the batches of write_part, its result thrown away."""
     import torch
 
-    from kdag.models import device, hidden_states
-    from kdag.teacher_cache import batches_by_length, pad
+    from kdag.models.head import hidden_states
+    from kdag.models.load import device
+    from kdag.teacher.cache import batches_by_length, pad
 
     ids = frame["input_ids"].tolist()
     with torch.no_grad():
@@ -51,7 +52,7 @@ def bare(model, frame, batch_tokens):
 def write(model, frame, folder, settings):
     import torch
 
-    from kdag.teacher_cache import write_part
+    from kdag.teacher.cache import write_part
 
     write_part(
         model,
@@ -73,8 +74,8 @@ def answer_tokens(frame):
 
 
 def measure_writing(figures, args, frame, rounds, folder):
-    from kdag.config_training import TeacherCache
-    from kdag.models import load_model
+    from kdag.config.training import TeacherCache
+    from kdag.models.load import load_model
 
     settings = common.settled(TeacherCache())
     model = load_model(args.teacher, settings.dtype)
@@ -117,19 +118,19 @@ def measure_reading(figures, frame, megabytes, rounds, folder):
     import torch
     from safetensors.torch import save_file
 
-    from kdag import teacher_cache
-    from kdag.config_training import TeacherCache as Settings
-    from kdag.manifest import write_manifest
+    from kdag.config.training import TeacherCache as Settings
+    from kdag.files.manifest import write_manifest
+    from kdag.teacher import cache as module
 
     lengths = answer_tokens(frame)
-    made = teacher_cache.answer_states
+    made = module.answer_states
     for name, width in WIDTHS.items():
         repeats = max(1, round(megabytes * 1e6 / (sum(lengths) * 2 * width)))
         rows = pd.concat([frame] * repeats, ignore_index=True)
         place = folder / str(width)
-        teacher_cache.answer_states = synthetic(lengths, width)
+        module.answer_states = synthetic(lengths, width)
         write(None, rows, place / "train", Settings(dtype="bfloat16"))
-        teacher_cache.answer_states = made
+        module.answer_states = made
         save_file({"head": torch.zeros(1, width, dtype=torch.bfloat16)}, place / "head.safetensors")
         hashes = {"vocabulary_hash": "", "template_hash": ""}
         write_manifest(
@@ -143,7 +144,7 @@ def measure_reading(figures, frame, megabytes, rounds, folder):
             **hashes,
         )
         begin = common.now()
-        cache = teacher_cache.TeacherCache(place / "manifest.json", "train", rows, hashes)
+        cache = module.TeacherCache(place / "manifest.json", "train", rows, hashes)
         opened = common.now() - begin
         held = torch.cat([cache.row(i)["hidden"] for i in range(len(rows))]).split(lengths * repeats)
         order, speeds, copies, total = list(range(len(rows))), [], [], repeats * sum(lengths) * 2 * width
@@ -176,7 +177,7 @@ def main():
     rows = args.rows or (8 if args.quick else 64)
     rounds = args.rounds or (2 if args.quick else 4)
 
-    from kdag.data import read_rows
+    from kdag.data.rows import read_rows
 
     frame = read_rows(args.data / "train.parquet")
     figures = common.Figures(TARGETS)

@@ -48,8 +48,8 @@ def add_demo(made, student=True):
 
 def start(made):
     """Parse; say what is missing; keep the network out; print the machine's part of the measurement."""
-    from kdag import precision
-    from kdag.cli import OFFLINE
+    from kdag.job import arithmetic
+    from kdag.job.cli import OFFLINE
 
     args = made.parse_args()
     for name in ("teacher", "student", "data"):
@@ -58,7 +58,7 @@ def start(made):
         if path and not (path / needed).is_file():
             made.error(f"--{name} {path}: nothing there; run `make demo` first, or name another folder")
     os.environ.update(OFFLINE, TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
-    precision.make_reproducible()
+    arithmetic.make_reproducible()
     import torch
 
     print(
@@ -71,7 +71,7 @@ def start(made):
 
 def processor():
     """What computes, what it multiplies in hardware below 32 bits, and so what `dtype: auto` is here."""
-    from kdag import precision
+    from kdag.config import precision
 
     found = precision.here()
     units = ", ".join(f"{dtype} by {unit}" for dtype, unit in found.units.items())
@@ -81,7 +81,7 @@ def processor():
 
 def settled(settings):
     """The settings of a stage with the dtype that it computes in on this machine."""
-    from kdag import precision
+    from kdag.config import precision
 
     return settings.model_copy(update={"dtype": precision.settle(settings.dtype, "dtype")})
 
@@ -264,7 +264,7 @@ def demo_settings(**changes):
     """The demo's distillation, for one epoch of the rows at hand."""
     import yaml
 
-    from kdag.config_training import DistillationJob
+    from kdag.config.training import DistillationJob
 
     demo = yaml.safe_load((ROOT / "experiments" / "demo.yaml").read_text())
     return settled(DistillationJob(**demo["distillation"] | {"divergence": "fkl", "epochs": 1} | changes))
@@ -303,21 +303,21 @@ def first_rows(folder, data, teacher, dtype="auto", **counts):
 
 
 def read_part(folder, part):
-    from kdag.data import read_rows
+    from kdag.data.rows import read_rows
 
     return read_rows(folder / "data" / f"{part}.parquet")
 
 
 def open_cache(folder, part):
-    from kdag.manifest import read_json
-    from kdag.teacher_cache import TeacherCache
+    from kdag.files.reading import read_json
+    from kdag.teacher.cache import TeacherCache
 
     data = read_json(folder / "data" / "manifest.json")
     return TeacherCache(folder / "cache" / "manifest.json", part, read_part(folder, part), data)
 
 
 def vocabulary_size(data):
-    from kdag.manifest import read_json
+    from kdag.files.reading import read_json
 
     return read_json(data / "manifest.json")["vocabulary_size"]
 
@@ -327,11 +327,11 @@ def train_timed(last=None, **kwargs):
 
     last: a context, such as a profiler, in which the last step runs.
     """
-    from kdag import training
+    from kdag.training import train
 
     seconds = []
 
-    class Timed(training.Follow):
+    class Timed(train.Follow):
         def on_train_begin(self, args, state, control, **kwargs):
             self.begin = now()
 
@@ -349,11 +349,11 @@ def train_timed(last=None, **kwargs):
         def on_log(self, args, state, control, logs=None, **kwargs):
             pass
 
-    made, training.Follow = training.Follow, Timed
+    made, train.Follow = train.Follow, Timed
     try:
-        training.train(**kwargs)
+        train.train(**kwargs)
     finally:
-        training.Follow = made
+        train.Follow = made
     return seconds
 
 
@@ -362,14 +362,14 @@ def train_by_turns(baton, notes=dict, **kwargs):
 
     A turn begins with the reading of the batches, so that it holds everything that a step costs.
     """
-    from kdag import training
+    from kdag.training import train
 
-    class Turns(training.Follow):
+    class Turns(train.Follow):
         def on_step_end(self, args, state, control, **kwargs):
             baton.turn(**notes())
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             pass
 
-    training.Follow = Turns
-    return training.train(**kwargs)
+    train.Follow = Turns
+    return train.train(**kwargs)

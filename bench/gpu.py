@@ -66,7 +66,7 @@ PARTS = {  # in the order of what would be missed most: their module, the second
 }
 UNASKED = [part for part in PARTS if part != "profile"]
 PACKAGES = ("torch", "triton", "transformers", "peft", "accelerate", "trl", "liger-kernel", "unsloth")
-IMPORTS = ["torch", "transformers", "peft", "gpu_stages", "kdag.training"]
+IMPORTS = ["torch", "transformers", "peft", "gpu_stages", "kdag.training.train"]
 
 
 class Part(common.Figures):
@@ -190,7 +190,7 @@ def arguments():
 
 def prepare(args):
     """The environment of every process that comes."""
-    from kdag.cli import OFFLINE
+    from kdag.job.cli import OFFLINE
 
     os.environ.update(OFFLINE, TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
     if args.device == "cpu":

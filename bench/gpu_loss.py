@@ -13,7 +13,7 @@ from gpu_run import card, gkd_loss, ratio, release, times
 def part_card(run):
     import torch
 
-    from kdag.models import device_name
+    from kdag.models.load import device_name
 
     run.figures.note(f"{device_name()}, CUDA {torch.version.cuda}, {torch.get_num_threads()} threads")
     rate, bandwidth = card(run)
@@ -38,7 +38,7 @@ def loss_inputs(run, count):
     """bench/loss.py's inputs at the real vocabulary, made where they are used."""
     import torch
 
-    from kdag.models import device
+    from kdag.models.load import device
 
     torch.manual_seed(0)
     vocabulary = run.shapes["vocabulary"]
@@ -82,11 +82,12 @@ def strategy_loss(inputs, strategy):
     """One of the default strategies, with its own parameters."""
     import loss as bench
 
-    from kdag.distill_loss import distill_loss
+    from kdag.losses.divergences import load
+    from kdag.losses.fused import distill_loss
 
     value, _ = distill_loss(
         **inputs,
-        divergence=strategy["divergence"],
+        divergence=load(strategy["divergence"]),
         divergence_params={k: v for k, v in strategy.items() if k != "divergence"},
         kl_weight=bench.WEIGHT,
         temperature=bench.TEMPERATURE,

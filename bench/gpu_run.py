@@ -88,7 +88,7 @@ def card(run):
     """(FLOP/s of a large bf16 product, bytes/s of a large copy, read and written), measured now."""
     import torch
 
-    from kdag.models import device
+    from kdag.models.load import device
 
     size, width = run.little(2**32, 2**20), run.little(8192, 128)
     sides = [torch.randn(width, width, device=device()).to(torch.bfloat16) for _ in range(2)]

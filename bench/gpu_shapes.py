@@ -107,11 +107,12 @@ def settings(section: str, **changes) -> SimpleNamespace:
 
 def objective():
     """Of the default experiment's first strategy."""
-    from kdag.training import Objective
+    from kdag.losses.divergences import load
+    from kdag.training.train import Objective
 
     values, strategy = config()["distillation"], next(iter(config()["strategies"].values()))
     return Objective(
-        divergence=strategy["divergence"],
+        divergence=load(strategy["divergence"]),
         divergence_params={k: v for k, v in strategy.items() if k != "divergence"},
         kl_weight=values["kl_loss_weight"],
         temperature=values["temperature"],
@@ -132,7 +133,7 @@ def rows(shapes: dict, count: int):
     import numpy as np
     import pandas as pd
 
-    from kdag.data import targets
+    from kdag.data.rows import targets
 
     random = np.random.default_rng(0)
     ids, masks = [], []
@@ -163,7 +164,7 @@ def model(shape: dict, attention: str = "sdpa"):
     import torch
     from transformers import AutoModelForCausalLM, Qwen2Config
 
-    from kdag.models import device
+    from kdag.models.load import device
 
     made = Qwen2Config(
         **shape,

@@ -45,7 +45,7 @@ def part_generate(run):
     import transformers
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-    from kdag import decoding
+    from kdag.evaluation import decoding
 
     transformers.AttentionInterface.register(decoding.ATTENTION, decoding.grouped_attention)
     AttentionMaskInterface.register(decoding.ATTENTION, sdpa_mask)
@@ -76,7 +76,7 @@ def prompts(run, count, longer=0):
 
 def decode_times(run, network, given, steps):
     """Seconds of every step; the first holds the prompts."""
-    from kdag import decoding
+    from kdag.evaluation import decoding
 
     stamps = [common.now()]
     decoding.decode_greedily(
@@ -111,8 +111,8 @@ def transformers_generate(run, network, name, batch):
     """The peer: model.generate with its own attention, the same prompts and number of tokens."""
     import torch
 
-    from kdag import decoding
-    from kdag.teacher_cache import pad
+    from kdag.evaluation import decoding
+    from kdag.teacher.cache import pad
 
     given, steps = prompts(run, batch), run.often(run.little(96, 8))
     width = max(map(len, given))
@@ -146,19 +146,25 @@ def part_files(run):
     """Starting a process, loading, merging and writing, hashing, fidelity: what a stage does besides."""
     from types import SimpleNamespace
 
-    from kdag import manifest, models, training
+    from kdag.files import manifest
+    from kdag.models import load
+    from kdag.training import train
 
     figures, case, target = run.figures, "student", run.folder / "model"
     scripts = str(common.ROOT / "workflow" / "scripts")
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {scripts!r}); import kdag.training"]
+    command = [
+        sys.executable,
+        "-c",
+        f"import sys; sys.path.insert(0, {scripts!r}); import kdag.training.train",
+    ]
     start = times(lambda: subprocess.run(command, check=True), 2 - run.tiny)
     figures.one("any stage", "starting Python with its imports, s", start[-1])
 
     settings = training_settings(run, "distillation")
-    network = training.prepare(gpu_shapes.model(run.shapes["student"]), settings, "transformers")
+    network = train.prepare(gpu_shapes.model(run.shapes["student"]), settings, "transformers")
     tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
     begin = time.perf_counter()
-    training.save_trained(network, tokenizer, target, settings.dtype)
+    train.save_trained(network, tokenizer, target, settings.dtype)
     saved = time.perf_counter()
     files = manifest.hash_files(target, [target])
     hashed = time.perf_counter()
@@ -167,19 +173,20 @@ def part_files(run):
     release()
     figures.one(case, "merging and writing, s per GB", (saved - begin) / size * 1e9)
     figures.one(case, "hashing, s per GB", (hashed - saved) / size * 1e9)
-    loaded = times(lambda: models.load_model(target, settings.dtype), 1)[0]
+    loaded = times(lambda: load.load_model(target, settings.dtype), 1)[0]
     figures.one(case, "loading, s per GB", loaded / size * 1e9)
     release()
     figures.one("fidelity", "held-out rows of one student, s", fidelity_seconds(run))
 
 
 def fidelity_seconds(run):
-    """kdag.fidelity of one student on the held-out rows, its and the untrained student's pass included."""
+    """kdag.evaluation.fidelity of one student on the held-out rows, with its and the untrained one's pass."""
     import torch
 
-    from kdag.fidelity import fidelity
-    from kdag.models import device, head_weight
-    from kdag.teacher_cache import answer_states
+    from kdag.evaluation.fidelity import fidelity
+    from kdag.models.head import head_weight
+    from kdag.models.load import device
+    from kdag.teacher.cache import answer_states
 
     shapes, count = run.shapes, run.little(int(gpu_shapes.config()["data"]["heldout_rows"]), 4)
     frame, vocabulary = gpu_shapes.rows(shapes, count), shapes["vocabulary"]

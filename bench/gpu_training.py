@@ -12,21 +12,21 @@ from gpu_run import GIB, NotHere, card, gkd_loss, ratio, release, times
 
 
 def stored_teacher(run, frame):
-    """A kdag.teacher_cache.TeacherCache of random states for these rows, files and hashes and all."""
+    """A kdag.teacher.cache.TeacherCache of random states for these rows, files and hashes and all."""
     import cache as bench
     import torch
     from safetensors.torch import save_file
 
-    from kdag import teacher_cache
-    from kdag.manifest import write_manifest
-    from kdag.models import device
+    from kdag.files.manifest import write_manifest
+    from kdag.models.load import device
+    from kdag.teacher import cache
 
     width, vocabulary = run.shapes["teacher"]["hidden_size"], run.shapes["vocabulary"]
     folder = run.folder / "stored"
-    made = teacher_cache.answer_states
-    teacher_cache.answer_states = bench.synthetic(bench.answer_tokens(frame), width)
+    made = cache.answer_states
+    cache.answer_states = bench.synthetic(bench.answer_tokens(frame), width)
     bench.write(None, frame, folder / "train", gpu_shapes.settings("teacher_cache"))
-    teacher_cache.answer_states = made
+    cache.answer_states = made
     head = torch.randn(vocabulary, width, device=device()).mul_(0.02).to(torch.bfloat16).cpu()
     save_file({"head": head}, folder / "head.safetensors")
     hashes = {"vocabulary_hash": "", "template_hash": ""}
@@ -40,7 +40,7 @@ def stored_teacher(run, frame):
         store={"train": "hidden"},
         **hashes,
     )
-    return teacher_cache.TeacherCache(folder / "manifest.json", "train", frame, hashes)
+    return cache.TeacherCache(folder / "manifest.json", "train", frame, hashes)
 
 
 def training_settings(run, section, **changes):
@@ -78,13 +78,13 @@ def by_loop(shape, frame, settings, loss, cache=None):
     """
     import torch
 
-    from kdag import training
-    from kdag.batches import EpochSampler, Rows, collate
-    from kdag.models import device
+    from kdag.models.load import device
+    from kdag.training import train
+    from kdag.training.batches import EpochSampler, Rows, collate
 
     release()
     common.reset_peak()
-    network = training.prepare(gpu_shapes.model(shape), settings, "transformers").train()
+    network = train.prepare(gpu_shapes.model(shape), settings, "transformers").train()
     data = Rows(frame, cache)
     lengths, passes = [len(ids) for ids in data.ids], settings.gradient_accumulation
     order = list(EpochSampler(lengths, settings.batch_size, settings.seed, lambda: 0, passes=passes))
@@ -108,7 +108,7 @@ def by_loop(shape, frame, settings, loss, cache=None):
 
 
 def on_device(batch):
-    from kdag.models import device
+    from kdag.models.load import device
 
     return {k: on_device(v) if isinstance(v, dict) else v.to(device()) for k, v in batch.items()}
 
@@ -185,7 +185,7 @@ def training_figures(run, case, name, seconds, peak, rows):
 
 def part_teacher(run):
     """Fine-tuning the teacher; beside it transformers' own loss in a plain loop."""
-    from kdag.training import Objective
+    from kdag.training.train import Objective
 
     run.card = card(run)
     settings = training_settings(run, "teacher_training")
@@ -219,7 +219,7 @@ def part_wide(run):
 
 def measure_step(run, settings, peers, twice):
     """Fine-tuning, distillation, peers, and the first two again in the other order."""
-    from kdag.training import Objective
+    from kdag.training.train import Objective
 
     run.card = card(run)
     goal, rows, shape = gpu_shapes.objective(), rows_per_step(settings), run.shapes["student"]
@@ -249,7 +249,7 @@ def measure_step(run, settings, peers, twice):
 
 
 def dense_step(shape, frame, settings, goal, cache):
-    from kdag.models import device
+    from kdag.models.load import device
 
     return by_loop(shape, frame, settings, dense_loss(cache.head.to(device()), goal), cache)
 
@@ -308,12 +308,12 @@ def part_unsloth(run):
 
 def backend_worker(baton, backend, folder, frame, settings, vocabulary):
     """Fine-tune with one of kdag's backends; bytes at the peak."""
-    from kdag import backends
+    from kdag.training import backends
 
     settings.backend = backend
     backend = backends.start(backend)
     longest = max(map(len, frame["input_ids"]))
-    from kdag.training import Objective
+    from kdag.training.train import Objective
 
     common.train_by_turns(
         baton,
@@ -351,7 +351,7 @@ def part_profile(run):
     import gpu_loss
     import loss as bench
 
-    from kdag.training import Objective
+    from kdag.training.train import Objective
 
     settings = training_settings(run, "distillation", gradient_accumulation=8)
     frame, shape = gpu_shapes.rows(run.shapes, 4 * rows_per_step(settings)), run.shapes["student"]

@@ -5,9 +5,9 @@
 
 Needs nothing but what it makes: rows of one length (tests/tiny.py's words), so that a batch costs the
 same at every size, and random models. Three stages, each size in a process of its own, by turns:
-  encode   read_jsonl, data.subset, both parts written to Parquet
+  encode   read_jsonl, rows.subset, both parts written to Parquet
   cache    teacher_cache.write_part, 512 rows to a shard
-  train    training.train with a cached teacher, LoRA, 20 rows to a batch; a turn is an optimiser
+  train    train.train with a cached teacher, LoRA, 20 rows to a batch; a turn is an optimiser
            step. The same number of steps at every size, and then the largest goes on alone to the
            end of its epoch: `late` are the last of those steps, `early` the first of them.
 Time: seconds by the tokens of the rows (encode, cache: a small size is done several times to a turn),
@@ -55,7 +55,7 @@ def prepare(folder, sizes):
     """Models, and for each size rows.jsonl, the two parts of the subset and a cache of the first."""
     import tiny
 
-    from kdag.manifest import write_manifest
+    from kdag.files.manifest import write_manifest
 
     for name in ("teacher", "student"):
         (folder / name).mkdir(parents=True)
@@ -83,20 +83,20 @@ def prepare(folder, sizes):
 
 
 def tokenizer(folder):
-    from kdag.models import load_tokenizer
+    from kdag.models.load import load_tokenizer
 
     return load_tokenizer(folder / "student" / "model")
 
 
 def encode(place, size, tokenizer):
-    from kdag import data
-    from kdag.manifest import read_jsonl
+    from kdag.data import rows
+    from kdag.files.reading import read_jsonl
 
-    parts = data.subset(
+    parts = rows.subset(
         read_jsonl(place / "rows.jsonl"),
         tokenizer,
         {tokenizer.eos_token_id},
-        fields=data.Fields("instruction", "input", "output"),
+        fields=rows.Fields("instruction", "input", "output"),
         train_rows=size,
         heldout_rows=HELDOUT,
         max_tokens=256,
@@ -107,7 +107,7 @@ def encode(place, size, tokenizer):
 
 
 def encode_worker(baton, folder, size, rounds, steps):
-    from kdag import data, manifest, models  # noqa: F401  the imports' memory is not the stage's
+    from kdag.data import rows  # noqa: F401  the imports' memory is not the stage's
 
     ready = tokenizer(folder)
     for _ in range(rounds + 1):
@@ -118,10 +118,10 @@ def encode_worker(baton, folder, size, rounds, steps):
 
 
 def cache_worker(baton, folder, size, rounds, steps):
-    from kdag import models
-    from kdag.teacher_cache import write_part
+    from kdag.models import load
+    from kdag.teacher.cache import write_part
 
-    model = models.load_model(folder / "teacher" / "model", "float32")
+    model = load.load_model(folder / "teacher" / "model", "float32")
     frame = common.read_part(folder / str(size), "train")
     for _ in range(rounds + 1):
         for _ in range(repeats(size)):
@@ -139,12 +139,14 @@ def cache_worker(baton, folder, size, rounds, steps):
 
 
 def train_worker(baton, folder, size, rounds, steps):
-    from kdag import models, training
+    from kdag.losses import divergences
+    from kdag.models import load
+    from kdag.training import train
 
     place = folder / str(size)
     common.train_by_turns(
         baton,
-        model=models.load_model(folder / "student" / "model", "float32"),
+        model=load.load_model(folder / "student" / "model", "float32"),
         frame=common.read_part(place, "train"),
         settings=common.demo_settings(
             epochs=max(1, (steps + 1) * BATCH * ACCUMULATION / size),
@@ -153,7 +155,7 @@ def train_worker(baton, folder, size, rounds, steps):
             lora_rank=4,
             dtype="float32",
         ),
-        objective=training.Objective(divergence="fkl", kl_weight=0.5, temperature=2.0),
+        objective=train.Objective(divergence=divergences.load("fkl"), kl_weight=0.5, temperature=2.0),
         teacher=common.open_cache(place, "train"),
         vocabulary=common.vocabulary_size(place / "data"),
         work=folder / f"work-{size}",

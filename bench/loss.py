@@ -28,7 +28,8 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "workflow" / "scripts"))
-from kdag.distill_loss import distill_loss, even_chunks, scratch
+from kdag.losses import divergences
+from kdag.losses.fused import distill_loss, even_chunks, scratch
 
 SIZES = {49152: (576, 576), 151665: (2048, 3584)}  # vocabulary: (d_s, d_t)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -76,7 +77,7 @@ def bare(inputs):
 def kdag(inputs, divergence="fkl", use_ce=True):
     loss, _ = distill_loss(
         **inputs,
-        divergence=divergence,
+        divergence=divergences.load(divergence),
         divergence_params={},
         kl_weight=WEIGHT,
         temperature=TEMPERATURE,

@@ -9,7 +9,7 @@ The objective is one that all of them have: the forward KL alone, over the whole
 given answers, at temperature 1, a mean over the answer tokens of the effective batch. Alike for all:
 rows, their order, batches, masks, LoRA and its first values, bfloat16 autocast over bfloat16 weights
 with float32 adapters, fused AdamW, schedule, clipping, no gradient checkpointing.
-  kdag          training.train with the cached teacher (writing the cache is timed apart)
+  kdag          train.train with the cached teacher (writing the cache is timed apart)
   kdag-online   the same with the teacher running alongside: what one epoch costs with a fresh cache
   trl           trl.experimental.gkd.GKDTrainer, lmbda = 0 (nothing is generated), beta = 0 (forward KL)
   dense         a loop of thirty lines: both models, all logits, log_softmax, F.kl_div, autograd
@@ -22,8 +22,9 @@ that takes kdag's ids and masks, and its rows in kdag's order.
 
 Time: processes by turns, step by step, medians; ratios are medians of the ratios within a round.
 Memory: each process's high-water mark of its resident set up to the last step (VmHWM; on a GPU the
-allocator's), less what the imports held before any model came. Held-out forward KL: kdag.fidelity of
-each student after the same number of steps on the first held-out rows, and of the untrained one.
+allocator's), less what the imports held before any model came. Held-out forward KL:
+kdag.evaluation.fidelity of each student after the same number of steps on the first held-out rows, and of the
+untrained one.
 """
 
 import logging
@@ -43,7 +44,7 @@ PEERS = ("trl", "dense")
 
 def batch_order(frame, settings):
     """kdag's own order of the rows in the first epoch."""
-    from kdag.batches import EpochSampler
+    from kdag.training.batches import EpochSampler
 
     lengths = [len(ids) for ids in frame["input_ids"]]
     return list(
@@ -64,7 +65,7 @@ def in_order(folder, settings):
 
 
 def collate(rows):
-    from kdag.teacher_cache import pad
+    from kdag.teacher.cache import pad
 
     return {
         "input_ids": pad([row["input_ids"] for row in rows], 0),
@@ -76,27 +77,32 @@ def collate(rows):
 def student_with_adapters(student, settings):
     from transformers import set_seed
 
-    from kdag import models, training
+    from kdag.models import load
+    from kdag.training import train
 
     set_seed(settings.seed)
-    return training.prepare(models.load_model(student, settings.dtype), settings, "transformers")
+    return train.prepare(load.load_model(student, settings.dtype), settings, "transformers")
 
 
 def run_kdag(baton, student, teacher, folder, settings, online):
-    from kdag import models, training
-    from kdag.teacher_cache import OnlineTeacher
+    from kdag.losses import divergences
+    from kdag.models import load
+    from kdag.teacher.live import LiveTeacher
+    from kdag.training import train
 
     vocabulary = common.vocabulary_size(folder / "data")
     if online:
-        source = OnlineTeacher(teacher.parent / "manifest.json", settings.dtype, vocabulary)
+        source = LiveTeacher(teacher.parent / "manifest.json", settings.dtype, vocabulary)
     else:
         source = common.open_cache(folder, "train")
     model, _ = common.train_by_turns(
         baton,
-        model=models.load_model(student, settings.dtype),
+        model=load.load_model(student, settings.dtype),
         frame=common.read_part(folder, "train"),
         settings=settings,
-        objective=training.Objective(divergence="fkl", kl_weight=1.0, temperature=1.0, use_ce=False),
+        objective=train.Objective(
+            divergence=divergences.load("fkl"), kl_weight=1.0, temperature=1.0, use_ce=False
+        ),
         teacher=source,
         vocabulary=vocabulary,
         work=folder / f"work-{online}",
@@ -110,7 +116,7 @@ def run_trl(baton, student, teacher, folder, settings):
     from transformers.trainer_callback import PrinterCallback
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    from kdag import models
+    from kdag.models import load
 
     class Turns(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -135,20 +141,20 @@ def run_trl(baton, student, teacher, folder, settings):
         bf16=settings.dtype == "bfloat16",
         gradient_checkpointing=False,
         train_sampling_strategy="sequential",
-        use_cpu=models.device().type == "cpu",
+        use_cpu=load.device().type == "cpu",
         logging_steps=1,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        dataloader_pin_memory=models.device().type == "cuda",
+        dataloader_pin_memory=load.device().type == "cuda",
     )
     trainer = GKDTrainer(
         model=student_with_adapters(student, settings),
-        teacher_model=models.load_model(teacher, settings.dtype),
+        teacher_model=load.load_model(teacher, settings.dtype),
         args=arguments,
         data_collator=collate,
         train_dataset=Dataset.from_list(rows),
-        processing_class=models.load_tokenizer(student),
+        processing_class=load.load_tokenizer(student),
         callbacks=[Turns()],
     )
     trainer.remove_callback(PrinterCallback)
@@ -161,10 +167,10 @@ def run_dense(baton, student, teacher, folder, settings):
     import torch.nn.functional as F
     from transformers import get_scheduler
 
-    from kdag import models
+    from kdag.models import load
 
     model = student_with_adapters(student, settings).train()
-    teacher = models.load_model(teacher, settings.dtype)
+    teacher = load.load_model(teacher, settings.dtype)
     rows = in_order(folder, settings)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(
@@ -178,7 +184,7 @@ def run_dense(baton, student, teacher, folder, settings):
         num_warmup_steps=math.ceil(steps * settings.warmup_ratio),
         num_training_steps=steps,
     )
-    dtype, device = getattr(torch, settings.dtype), models.device()
+    dtype, device = getattr(torch, settings.dtype), load.device()
     for step in range(steps):
         of_step = rows[step * at_once : (step + 1) * at_once]
         items = sum(label != -100 for row in of_step for label in row["labels"])
@@ -204,7 +210,7 @@ def run_dense(baton, student, teacher, folder, settings):
 def worker(baton, method, student, teacher, folder, dtype):
     """Train by one method; bytes at the peak, held-out measures."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-    from kdag import training  # noqa: F401  imports first, so that their memory can be left out
+    from kdag.training import train  # noqa: F401  imports first, so that their memory can be left out
 
     if method == "trl":
         import datasets  # noqa: F401
@@ -221,23 +227,24 @@ def worker(baton, method, student, teacher, folder, dtype):
 
 
 def heldout(model, folder):
-    """kdag.fidelity of a model on the held-out rows in `folder`."""
+    """kdag.evaluation.fidelity of a model on the held-out rows in `folder`."""
     import torch
 
-    from kdag import models
-    from kdag.fidelity import fidelity
-    from kdag.teacher_cache import answer_states
+    from kdag.evaluation.fidelity import fidelity
+    from kdag.models import load
+    from kdag.models.head import head_weight
+    from kdag.teacher.cache import answer_states
 
     model.eval()
     frame, cache = common.read_part(folder, "heldout"), common.open_cache(folder, "heldout")
-    autocast = torch.autocast(models.device().type, cache.head.dtype, cache.head.dtype != torch.float32)
+    autocast = torch.autocast(load.device().type, cache.head.dtype, cache.head.dtype != torch.float32)
     with autocast:
         states = dict(answer_states(model, frame, 8192, "rows"))
     hidden = torch.cat([states[i].to(cache.head.dtype).cpu() for i in range(len(frame))])
-    head = models.head_weight(model, len(cache.head)).detach()
+    head = head_weight(model, len(cache.head)).detach()
     targets = torch.tensor([t for row in frame["targets"] for t in row if t != -100]).long()
     teacher = torch.cat([cache.row(i)["hidden"] for i in range(len(frame))])
-    measures = fidelity(hidden, head, teacher, cache.head.to(models.device()), (hidden, head), targets)
+    measures = fidelity(hidden, head, teacher, cache.head.to(load.device()), (hidden, head), targets)
     return {name: measures[name] for name in ("forward_kl", "top1_agreement", "tokens")}
 
 
@@ -261,7 +268,7 @@ def main():
         except ImportError:
             sys.exit("trl is not installed: pip install -r envs/requirements-test.txt, or --methods dense")
 
-    from kdag import models
+    from kdag.models import load
 
     settings = common.demo_settings(dtype=args.dtype)
     args.dtype = settings.dtype
@@ -272,7 +279,7 @@ def main():
         begin = time.perf_counter()
         common.first_rows(folder, args.data, args.teacher, args.dtype, train=rows, heldout=kept)
         figures.one(case, "writing the cache, whole stage, s, once", time.perf_counter() - begin)
-        start = heldout(models.load_model(args.student, args.dtype), folder)
+        start = heldout(load.load_model(args.student, args.dtype), folder)
         kwargs = {"student": args.student, "teacher": args.teacher, "folder": folder, "dtype": args.dtype}
         done = common.by_turns({name: (worker, kwargs | {"method": name}) for name in methods})
 

@@ -30,14 +30,16 @@ def worker(baton, student, folder, divergence):
     import accelerate
     from accelerate.optimizer import AcceleratedOptimizer
 
-    from kdag import models, training
+    from kdag.losses import divergences
+    from kdag.models import head, load
+    from kdag.training import train, trainer
 
     before = common.memory()
     settings = common.demo_settings()
-    objective = training.Objective()
+    objective = train.Objective()
     if divergence:
-        objective = training.Objective(
-            divergence=settings.divergence,
+        objective = train.Objective(
+            divergence=divergences.load(settings.divergence),
             divergence_params=settings.divergence_params,
             kl_weight=settings.kl_loss_weight,
             temperature=settings.temperature,
@@ -45,17 +47,17 @@ def worker(baton, student, folder, divergence):
             use_ce=settings.use_ce_loss,
         )
     watch = common.Stopwatch()
-    watch.wrap(models, "hidden_states", "backbone forward")
-    watch.wrap(training, "distill_loss", "loss and its gradient")
+    watch.wrap(head, "hidden_states", "backbone forward")
+    watch.wrap(trainer, "distill_loss", "loss and its gradient")
     watch.wrap(accelerate.Accelerator, "backward", "backward")
     watch.wrap(AcceleratedOptimizer, "step", "optimiser")
-    watch.wrap(training.Rows, "__getitem__", "rows and cache")
-    watch.wrap(training, "collate", "rows and cache")
+    watch.wrap(train.Rows, "__getitem__", "rows and cache")
+    watch.wrap(train, "collate", "rows and cache")
     with tempfile.TemporaryDirectory() as work:
         common.train_by_turns(
             baton,
             notes=watch.take,
-            model=models.load_model(student, settings.dtype),
+            model=load.load_model(student, settings.dtype),
             frame=common.read_part(folder, "train"),
             settings=settings,
             objective=objective,

@@ -26,14 +26,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "workflow" / "scripts"))
-from kdag import models
-from kdag.cli import Progress
-from kdag.data import read_rows
-from kdag.divergence_gradients import value_and_grad
-from kdag.divergence_params import resolve
-from kdag.manifest import read_json, write_json, write_text
-from kdag.teacher_cache import TeacherCache, answer_states
-from kdag.teacher_storage import SCHEMES
+from kdag.data.rows import read_rows
+from kdag.files.atomic import write_json, write_text
+from kdag.files.reading import read_json
+from kdag.job.progress import Progress
+from kdag.losses import divergences
+from kdag.losses.base import value_and_grad
+from kdag.models import head, load
+from kdag.teacher.cache import TeacherCache, answer_states
+from kdag.teacher.storage import SCHEMES
 
 DIVERGENCES = ("fkl", "rkl", "skewed-fkl", "skewed-rkl", "jsd")
 TEMPERATURES = (1.0, 2.0)
@@ -96,7 +97,7 @@ def losses(student, head, teacher_logits):
             x, q, log_q = softmax(logits, temperature)
             y, p, log_p = softmax(teacher, temperature)
             for name in DIVERGENCES:
-                loss = value_and_grad(name, resolve(name, {}))
+                loss = value_and_grad(divergences.load(name), {})
                 value, grad = loss(x.clone(), y.clone(), q, p.clone(), log_q, log_p)
                 values, grads = found.setdefault((name, temperature), ([], []))
                 values.append(value.double().sum())
@@ -143,12 +144,11 @@ def read_inputs(args):
     others = torch.ones(len(hidden), dtype=torch.bool).index_fill(0, chosen, False)
     students = {}
     for label, directory in (("trained", args.student), ("untrained", args.untrained)):
-        model = models.load_model(directory, "bfloat16")
+        model = load.load_model(directory, "bfloat16")
         states = dict(answer_states(model, frame, 8192, f"rows through the {label} student"))
-        states = torch.cat([states[i] for i in range(len(frame))])[chosen.to(models.device())]
-        head = models.head_weight(model, len(cache.head)).detach()
-        students[label] = states.float(), head.float()
-    on = models.device()
+        states = torch.cat([states[i] for i in range(len(frame))])[chosen.to(load.device())]
+        students[label] = states.float(), head.head_weight(model, len(cache.head)).detach().float()
+    on = load.device()
     return hidden[chosen].float().to(on), hidden[others].to(on), cache.head.float().to(on), students
 
 
@@ -312,11 +312,11 @@ def document(result):
     }
     for t, left in result["mass_outside"].items():
         numbers[f"left{t}"] = listed(map(percent, left))
-    for key, divergences in (("fkl", ("fkl",)), ("rkl", ("rkl",)), ("skew", skewed)):
+    for key, names in (("fkl", ("fkl",)), ("rkl", ("rkl",)), ("skew", skewed)):
         for t in TEMPERATURES:
-            numbers[f"{key}{t:g}"] = error(f"{top}, bucket", divergences, (t,))
-            numbers[f"{key}2{t:g}"] = error(f"{top}, bucket at T = 2", divergences, (t,))
-        numbers[f"{key}_renormalised"] = error(f"{top}, renormalised", divergences)
+            numbers[f"{key}{t:g}"] = error(f"{top}, bucket", names, (t,))
+            numbers[f"{key}2{t:g}"] = error(f"{top}, bucket at T = 2", names, (t,))
+        numbers[f"{key}_renormalised"] = error(f"{top}, renormalised", names)
 
     def paragraph(text):
         filled = text.format(**numbers, **{key: result[key] for key in ("source", "tokens", "d", "V")})

@@ -15,8 +15,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "workflow" / "scripts"))
 
-from kdag.divergence_params import PARAMETERS, resolve
-from kdag.divergences import DIVERGENCES
+from kdag.losses import divergences
+from kdag.losses.parameters import PARAMETERS, resolve
 
 POINTS = torch.linspace(-5, 5, 81, dtype=torch.float64)
 MODES = ((0.65, -1.6, 0.6), (0.35, 2.0, 0.5))  # (mass, mean, width)
@@ -40,7 +40,7 @@ def fit(name: str, params: dict) -> tuple[float, float]:
         return descend(name, params)
     mean, width = torch.cartesian_prod(MEANS, WIDTHS).T[..., None]
     students = torch.log_softmax(-((POINTS - mean) ** 2) / (2 * width**2), -1)
-    best = DIVERGENCES[name](students, teacher().expand_as(students), **params).argmin()
+    best = divergences.load(name)(students, teacher().expand_as(students), **params).argmin()
     return mean[best].item(), width[best].item()
 
 
@@ -51,7 +51,7 @@ def descend(name: str, params: dict) -> tuple[float, float]:
     optimiser = torch.optim.Adam([mean, log_width], lr=0.01)
     for _ in range(2000):
         optimiser.zero_grad()
-        DIVERGENCES[name](gaussian(mean, log_width.exp()), teacher(), **params).sum().backward()
+        divergences.load(name)(gaussian(mean, log_width.exp()), teacher(), **params).sum().backward()
         optimiser.step()
     return mean.item(), log_width.exp().item()
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import tiny
 
-from kdag import precision
+from kdag.job import arithmetic
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-precision.make_reproducible()
+arithmetic.make_reproducible()
 
 
 def pytest_collection_finish():

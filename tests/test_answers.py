@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from kdag import answers, stats
-from kdag.config import load_config
-from kdag.stages import table_rows
+from kdag.config.load import load_config
+from kdag.config.roster import table_rows
+from kdag.report import answers, stats
 
 ROW = {"cut_off": False, "repeated": False, "empty": False}
 

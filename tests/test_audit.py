@@ -5,14 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import audit
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdag import audit
-
-SCRIPT = Path(__file__).parents[1] / "workflow" / "scripts" / "audit_table.py"
+SCRIPT = Path(__file__).parents[1] / "tools" / "audit_table.py"
 IFEVAL = {"prompts": 541, "instructions": 834}
 
 

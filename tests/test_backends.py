@@ -10,9 +10,11 @@ import pytest
 import torch
 from test_training import DATA, cache, frame, job, run, tokenizer, trained  # noqa: F401
 
-from kdag import backends, batches, checkpoints, models, training
-from kdag.errors import UserError
-from kdag.teacher_cache import TeacherCache
+from kdag.job.errors import UserError
+from kdag.losses.divergences import load as divergence
+from kdag.models import load
+from kdag.teacher.cache import TeacherCache
+from kdag.training import backends, batches, checkpoints, train
 
 has_bitsandbytes = importlib.util.find_spec("bitsandbytes") is not None
 
@@ -54,7 +56,7 @@ def unsloth(monkeypatch):
         @staticmethod
         def from_pretrained(model_name, dtype, **settings):
             calls["load"] = settings
-            return models.load_model(model_name, str(dtype).removeprefix("torch.")), None
+            return load.load_model(model_name, str(dtype).removeprefix("torch.")), None
 
         @staticmethod
         def get_peft_model(model, use_gradient_checkpointing, random_state, **settings):
@@ -87,11 +89,11 @@ def test_unsloth_shares_the_path_and_gives_the_same_losses(
     model = backends.load(tiny_models / "student", settings, backend, longest)
     from test_training import DATA
 
-    from kdag.teacher_cache import TeacherCache
+    from kdag.teacher.cache import TeacherCache
 
     seen = TeacherCache(cache, "train", frame, DATA)
-    objective = training.Objective("fkl", {}, 0.5, 2.0)
-    _, log = training.train(
+    objective = train.Objective(divergence("fkl"), {}, 0.5, 2.0)
+    _, log = train.train(
         model,
         frame,
         settings=settings,
@@ -128,21 +130,21 @@ def test_four_bits_train_and_merge_into_the_weights_as_they_were(
     settings = job(load_in_4bit=True)
     model = backends.load(wide, settings, "transformers", 100)
     assert type(model.base_model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
-    vocabulary = len(models.load_tokenizer(wide))
-    model, log = training.train(
+    vocabulary = len(load.load_tokenizer(wide))
+    model, log = train.train(
         model,
         frame,
         settings=settings,
-        objective=training.Objective("fkl", {}, 0.5, 2.0),
+        objective=train.Objective(divergence("fkl"), {}, 0.5, 2.0),
         teacher=TeacherCache(cache, "train", frame, DATA),
         vocabulary=vocabulary,
         work=tmp_path / "work",
     )
     assert all(math.isfinite(entry["ce"]) for entry in log) and log[-1]["ce"] < log[0]["ce"]
-    tokenizer = models.load_tokenizer(wide)  # noqa: F811
-    training.save_trained(model, tokenizer, tmp_path / "model", "float32", wide)
+    tokenizer = load.load_tokenizer(wide)  # noqa: F811
+    train.save_trained(model, tokenizer, tmp_path / "model", "float32", wide)
     merged, base = (
-        dict(models.load_model(folder, "float32").named_parameters()) for folder in (tmp_path / "model", wide)
+        dict(load.load_model(folder, "float32").named_parameters()) for folder in (tmp_path / "model", wide)
     )
     for name, weight in merged.items():
         moved = torch.linalg.matrix_rank(weight - base[name], atol=1e-5) if weight.ndim == 2 else 0
@@ -179,7 +181,7 @@ def test_splitting_a_batch_loses_nothing():
 
 def out_of_memory_above(rows, monkeypatch):
     """Passes of more than `rows` rows run out of memory; the fourth pass, amid a step, is the first to."""
-    real, passes = training.DistillTrainer.losses, []
+    real, passes = train.DistillTrainer.losses, []
 
     def losses(self, inputs, num_items):
         passes.append(len(inputs["input_ids"]))
@@ -187,7 +189,7 @@ def out_of_memory_above(rows, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
         return real(self, inputs, num_items)
 
-    monkeypatch.setattr(training.DistillTrainer, "losses", losses)
+    monkeypatch.setattr(train.DistillTrainer, "losses", losses)
     return passes
 
 
@@ -236,14 +238,14 @@ def test_a_broken_loss_stops_before_anything_is_saved(
     monkeypatch,
     value,
 ):
-    real, passes = training.DistillTrainer.losses, []
+    real, passes = train.DistillTrainer.losses, []
 
     def losses(self, inputs, num_items):
         passes.append(inputs["rows"].tolist())
         loss, metrics = real(self, inputs, num_items)
         return (loss * value if len(passes) == 3 else loss), metrics
 
-    monkeypatch.setattr(training.DistillTrainer, "losses", losses)
+    monkeypatch.setattr(train.DistillTrainer, "losses", losses)
     monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN_CHECKPOINTS", 0)
     settings = job(batch_size=4, gradient_accumulation=2)
     with pytest.raises(UserError, match=r"step 2: (loss|grad_norm) is (nan|inf) \(fkl\)") as error:
@@ -253,7 +255,15 @@ def test_a_broken_loss_stops_before_anything_is_saved(
     assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-1"]
 
 
-def test_tensorboard_curves_lie_beside_the_model(tiny_models, frame, cache, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setenv("KDAG_TENSORBOARD", "1")
-    run(tiny_models, frame, cache, tmp_path / ".checkpoints")
+def test_tensorboard_curves_lie_where_they_are_wanted(tiny_models, frame, tmp_path):  # noqa: F811
+    train.train(
+        load.load_model(tiny_models / "student", "float32"),
+        frame,
+        settings=job(),
+        objective=train.Objective(),
+        teacher=None,
+        vocabulary=len(load.load_tokenizer(tiny_models / "student")),
+        work=tmp_path / ".checkpoints",
+        tensorboard=tmp_path / "tensorboard",
+    )
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))

@@ -18,9 +18,9 @@ import tiny
 import yaml
 from conftest import ROOT
 
-from kdag import cli
-from kdag.config import load_config
-from kdag.errors import UserError
+from kdag.config.load import load_config
+from kdag.job import cli
+from kdag.job.errors import UserError
 
 FKL = {"divergence": "fkl"}
 SKEWED = {"divergence": "skewed-fkl"}

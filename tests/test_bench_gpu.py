@@ -89,24 +89,24 @@ def test_what_was_not_measured_is_said():
 def test_shapes_have_the_published_number_of_weights(monkeypatch, name, weights):
     import gpu_shapes
 
-    from kdag import models
+    from kdag.models import load
 
-    monkeypatch.setattr(models, "device", lambda: torch.device("meta"))
+    monkeypatch.setattr(load, "device", lambda: torch.device("meta"))
     shape = gpu_shapes.SHAPES["qwen2.5"][name]
     assert sum(p.numel() for p in gpu_shapes.model(shape).parameters()) == weights
     assert math.isclose(gpu_shapes.all_weights(shape), weights, rel_tol=1e-3)
 
 
 def test_settings_are_those_of_the_stages():
-    """gpu_shapes reads config.yaml without pydantic; config.py reads it with every check and default."""
+    """gpu_shapes reads config.yaml without pydantic; kdag.config reads it with every check and default."""
     import gpu_shapes
 
-    from kdag import cards, planner
-    from kdag.config import load_config
+    from kdag.config.load import load_config
+    from kdag.planning import devices, planner
 
     whole = load_config(yaml.safe_load((ROOT / "config.yaml").read_text()))
     for section in ("teacher_training", "teacher_cache", "distillation", "evaluation"):
-        wanted = planner.with_dtype(getattr(whole, section), cards.CARDS["H200"])
+        wanted = planner.with_dtype(getattr(whole, section), devices.CARDS["H200"])
         wanted = wanted.model_dump(exclude={"prompts"})
         ours = vars(gpu_shapes.settings(section))
         for key in set(wanted) - {"epochs"}:

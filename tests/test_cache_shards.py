@@ -13,8 +13,8 @@ from test_workflow import planned
 
 import cache_teacher
 import gather_cache
-from kdag.errors import UserError
-from kdag.teacher_cache import files_of_share
+from kdag.job.errors import UserError
+from kdag.teacher.cache import files_of_share
 
 
 def content(folder: Path) -> dict[str, bytes]:

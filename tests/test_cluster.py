@@ -10,9 +10,9 @@ import pytest
 import yaml
 from conftest import Project
 
-from kdag import orphans
-from kdag.errors import UserError
-from kdag.jobsize import host_mb, minutes, model_bytes
+from kdag.job.errors import UserError
+from kdag.operate import orphans
+from kdag.planning.jobsize import host_mb, minutes, model_bytes
 
 ROOT = Path(__file__).parents[1]
 PROFILE = yaml.safe_load((ROOT / "profiles" / "slurm" / "config.yaml").read_text())

@@ -3,10 +3,10 @@
 import pytest
 import tiny
 
-from kdag import data
-from kdag.errors import UserError
+from kdag.data import rows, template
+from kdag.job.errors import UserError
 
-FIELDS = data.Fields("instruction", "input", "output")
+FIELDS = rows.Fields("instruction", "input", "output")
 
 
 @pytest.fixture(scope="module")
@@ -14,9 +14,9 @@ def tokenizer():
     return tiny.tokenizer([text for row in tiny.rows(100, seed=1) for text in row.values()])
 
 
-def subset(rows, tokenizer, **changes):
+def subset(data, tokenizer, **changes):
     settings = {"train_rows": 10, "heldout_rows": 4, "max_tokens": 200, "overlong": "drop", **changes}
-    return data.subset(rows, tokenizer, {tokenizer.eos_token_id}, fields=FIELDS, **settings)
+    return rows.subset(data, tokenizer, {tokenizer.eos_token_id}, fields=FIELDS, **settings)
 
 
 def test_mask_covers_the_answer_and_its_end_token_and_nothing_else(tokenizer):
@@ -31,14 +31,14 @@ def test_mask_covers_the_answer_and_its_end_token_and_nothing_else(tokenizer):
 
 
 def test_targets_are_shifted_once():
-    assert data.targets([7, 8, 9, 2], [0, 0, 1, 1]).tolist() == [-100, 9, 2, -100]
+    assert rows.targets([7, 8, 9, 2], [0, 0, 1, 1]).tolist() == [-100, 9, 2, -100]
 
 
 def test_end_token_is_learned_where_padding_equals_it(tokenizer):
     """The mask knows positions, not ids: pad = eos must not hide the end of an answer."""
     train, _, _ = subset(tiny.rows(14), tokenizer)
     row = train.iloc[0]
-    assert data.targets(row["input_ids"], row["response_mask"])[-2] == tokenizer.eos_token_id
+    assert rows.targets(row["input_ids"], row["response_mask"])[-2] == tokenizer.eos_token_id
 
 
 def test_heldout_never_holds_a_row_that_trains(tokenizer):
@@ -89,12 +89,12 @@ def test_missing_field_and_too_few_rows(tokenizer):
 def test_pair_with_other_vocabulary_or_template_is_refused(tokenizer):
     other = tiny.tokenizer(["quite another corpus of text"] * 50, vocabulary=300)
     with pytest.raises(UserError, match="different vocabularies"):
-        data.check_pair(tokenizer, other)
+        template.check_pair(tokenizer, other)
     retold = tiny.tokenizer([text for row in tiny.rows(100, seed=1) for text in row.values()])
-    data.check_pair(tokenizer, retold)
+    template.check_pair(tokenizer, retold)
     retold.chat_template = retold.chat_template.replace("a tiny assistant", "a large assistant")
     with pytest.raises(UserError, match="different chat templates"):
-        data.check_pair(tokenizer, retold)
+        template.check_pair(tokenizer, retold)
 
 
 def test_real_rows(tokenizer, shared_data):

@@ -1,15 +1,16 @@
 """What the pages under docs/ show is true: their code runs, and nothing they ought to list is missing."""
 
 import re
+import sys
 
 import pytest
 import torch
 import yaml
 from conftest import ROOT
 
-from kdag import divergence_params, divergences
-from kdag.distill_loss import distill_loss
-from kdag.divergence_params import PARAMETERS
+from kdag.losses import divergences
+from kdag.losses.fused import distill_loss
+from kdag.losses.parameters import PARAMETERS
 
 DOCS = ROOT / "docs"
 
@@ -19,15 +20,17 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 @pytest.fixture
-def hellinger(monkeypatch):
-    """The strategy that how-to.md adds, for the length of a test."""
-    parameters, function, test = (b for b in blocks("how-to.md", "python") if "hellinger" in b)
-    monkeypatch.setattr(divergence_params, "PARAMETERS", dict(PARAMETERS))
-    exec(parameters, vars(divergence_params))
-    names = {**vars(divergences), "pytest": pytest}
-    exec(function + test, names)
+def hellinger(monkeypatch, tmp_path):
+    """The divergence that how-to.md adds, for the length of a test, in a folder of its own."""
+    function, line, test = (b for b in blocks("how-to.md", "python") if "hellinger" in b)
+    (tmp_path / "hellinger.py").write_text(function)
+    monkeypatch.setattr(divergences, "__path__", [*divergences.__path__, str(tmp_path)])
+    monkeypatch.setattr(divergences, "NAMES", (*divergences.NAMES, "hellinger"))
+    monkeypatch.setitem(PARAMETERS, "hellinger", eval(f"{{{line}}}")["hellinger"])
+    names = {"torch": torch, "pytest": pytest, "DIVERGENCES": {"hellinger": divergences.load("hellinger")}}
+    exec(test, names)
     yield names["test_hellinger_by_hand"]
-    divergences.DIVERGENCES.pop("hellinger")
+    del sys.modules["kdag.losses.divergences.hellinger"]
 
 
 def test_strategy_of_the_how_to_and_its_test(hellinger):
@@ -36,12 +39,17 @@ def test_strategy_of_the_how_to_and_its_test(hellinger):
     hidden = torch.randn(5, 4, requires_grad=True)
     loss, _ = distill_loss(
         *(hidden, torch.randn(7, 4), torch.randn(5, 3), torch.randn(7, 3), torch.arange(5)),
-        **{"divergence": "hellinger", "divergence_params": {}, "kl_weight": 0.5, "temperature": 2.0},
+        **{
+            "divergence": divergences.load("hellinger"),
+            "divergence_params": {},
+            "kl_weight": 0.5,
+            "temperature": 2.0,
+        },
     )
     loss.backward()
     assert loss > 0 and hidden.grad.isfinite().all() and hidden.grad.abs().sum() > 0
     far = torch.tensor([[0.0, -2e4]], requires_grad=True)
-    divergences.DIVERGENCES["hellinger"](far, far.detach().flip(1)).sum().backward()
+    divergences.load("hellinger")(far, far.detach().flip(1)).sum().backward()
     assert far.grad.isfinite().all()
 
 
@@ -60,7 +68,7 @@ def test_yaml_of_the_how_to_is_yaml():
 
 
 def test_task_of_the_how_to_is_one_that_lm_eval_reads(tmp_path, monkeypatch):
-    from kdag import tasks
+    from kdag.evaluation.tasks import harness
 
     (block,) = (b for b in blocks("how-to.md", "yaml") if "doc_to_text" in b)
     folder = tmp_path / "tasks"
@@ -75,5 +83,5 @@ def test_task_of_the_how_to_is_one_that_lm_eval_reads(tmp_path, monkeypatch):
         "num_fewshot": None,
         "chat_template": True,
     }
-    described = tasks.fetch(settings, tmp_path)
+    described = harness.fetch(settings, tmp_path)
     assert described["capitals"]["documents"] == 1

@@ -11,7 +11,8 @@ import tiny
 import yaml
 from conftest import ROOT
 
-from kdag import doctor, yaml_file
+from kdag.config import yaml_file
+from kdag.operate import doctor
 
 SCRIPT = ROOT / "workflow" / "scripts" / "doctor.py"
 TORCH = {"build": "2.13.0", "gpus": 1, "bf16": True}
@@ -113,7 +114,7 @@ def test_yaml_of_the_project_has_none(name):
     assert yaml_file.problems(ROOT / name) == []
 
 
-@pytest.mark.parametrize("name", ["doctor.py", "kdag/doctor.py", "kdag/__init__.py"])
+@pytest.mark.parametrize("name", ["doctor.py", "kdag/operate/doctor.py", "kdag/__init__.py"])
 def test_old_pythons_can_read_it(name):
     """Whoever has 3.8 is told that 3.11 is needed, and not shown a syntax error."""
     ast.parse((ROOT / "workflow" / "scripts" / name).read_text(), feature_version=(3, 8))

@@ -10,9 +10,9 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from kdag import decoding, generation
-from kdag.errors import UserError
-from kdag.ifeval import prompt_set_hash
+from kdag.evaluation import decoding, generation
+from kdag.evaluation.tasks.ifeval import prompt_set_hash
+from kdag.job.errors import UserError
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "workflow" / "scripts"
 TEMPLATE = (
@@ -263,7 +263,7 @@ def test_script_twice_gives_equal_bytes_and_no_noise(directory, tmp_path):
 VLLM = """
 import importlib.metadata, types
 import torch, transformers
-from kdag import decoding
+from kdag.evaluation import decoding
 
 TokensPrompt = dict
 asked = []

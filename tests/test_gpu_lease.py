@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from kdag import gpu_lease
+from kdag.job import gpu_lease
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 JOB = """
 import logging, os, sys, time
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-from kdag import gpu_lease
-from kdag.errors import UserError
+from kdag.job import gpu_lease
+from kdag.job.errors import UserError
 gpu_lease.SECONDS_BETWEEN_TRIES = 0.05
 try:
     gpu_lease.take(int(sys.argv[1]))
@@ -154,20 +154,19 @@ def test_a_model_is_spread_only_where_the_job_has_several(monkeypatch, tiny_mode
     import torch
     import transformers
 
-    from kdag import decoding, models
+    from kdag.evaluation import decoding
+    from kdag.models import load
 
     given = []
 
-    def load(directory, **named):
+    def stopped(directory, **named):
         given.append(named)
         raise LookupError("before anything is loaded")
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(visible))))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
-    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", load)
-    monkeypatch.setattr(gpu_lease, "_asked", 1)
-    gpu_lease.take(asked)
-    for module in (models, decoding):
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", stopped)
+    for module in (load, decoding):
         with pytest.raises(LookupError, match="before anything"):
-            module.load_model(tiny_models / "student", "float32")
+            module.load_model(tiny_models / "student", "float32", gpus=asked)
     assert [named.get("device_map") for named in given] == [("auto" if expected else None)] * 2

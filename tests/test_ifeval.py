@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kdag import ifeval
-from kdag.errors import UserError
+from kdag.evaluation.tasks import ifeval
+from kdag.job.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "workflow" / "scripts"
@@ -309,7 +309,7 @@ def test_missing_nltk_data_is_a_clear_error(tmp_path, monkeypatch):
 
 def test_scoring_needs_no_torch():
     code = (
-        "import sys; from kdag import ifeval; assert 'nltk' not in sys.modules;"
+        "import sys; from kdag.evaluation.tasks import ifeval; assert 'nltk' not in sys.modules;"
         "ifeval._checkers(); assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=SCRIPTS, check=True)

@@ -15,11 +15,13 @@ import yaml
 from conftest import ROOT, Project
 from test_workflow import edit, planned
 
-from kdag import cards, cli, expected, teacher_cache
-from kdag.checkpoints import Follow
-from kdag.config import load_config
-from kdag.decoding import GenerationProgress
-from kdag.stages import stage_params
+from kdag.config.load import load_config
+from kdag.config.stages import stage_params
+from kdag.evaluation.decoding import GenerationProgress
+from kdag.job import progress
+from kdag.planning import devices, expected
+from kdag.teacher import cache
+from kdag.training.checkpoints import Follow
 
 SAID = "this job will take about"
 
@@ -42,8 +44,8 @@ def clock():
 @pytest.fixture
 def plan(monkeypatch):
     """Sets how long the plan says that this job takes."""
-    monkeypatch.setattr(cli.Pace, "planned", 0.0)
-    return lambda seconds: monkeypatch.setattr(cli.Pace, "planned", seconds)
+    monkeypatch.setattr(progress.Pace, "planned", 0.0)
+    return lambda seconds: monkeypatch.setattr(progress.Pace, "planned", seconds)
 
 
 def lines(caplog) -> list[str]:
@@ -55,7 +57,7 @@ def lines(caplog) -> list[str]:
 
 def test_a_job_far_slower_than_planned_says_so_once_with_what_to_look_at(clock, plan, caplog):
     plan(250)
-    pace, other = cli.Pace(90, clock), cli.Pace(90, clock)
+    pace, other = progress.Pace(90, clock), progress.Pace(90, clock)
     clock.seconds += 120
     pace.add(2)
     (line,) = lines(caplog)
@@ -82,7 +84,7 @@ def test_a_job_far_slower_than_planned_says_so_once_with_what_to_look_at(clock, 
 )
 def test_ten_times_the_plan_after_a_minute(clock, plan, caplog, planned_seconds, after, done, expected):
     plan(planned_seconds)
-    pace = cli.Pace(90, clock)
+    pace = progress.Pace(90, clock)
     clock.seconds += after
     pace.reach(done)
     assert bool(lines(caplog)) is expected
@@ -90,7 +92,7 @@ def test_ten_times_the_plan_after_a_minute(clock, plan, caplog, planned_seconds,
 
 def test_a_job_that_slows_down_later_says_so_then(clock, plan, caplog):
     plan(60)
-    pace = cli.Pace(100, clock)
+    pace = progress.Pace(100, clock)
     for seconds, expected_lines in ((60, 0), (60, 0), (600, 1)):
         clock.seconds += seconds
         pace.add(10)
@@ -159,16 +161,16 @@ def test_caching_counts_the_tokens_of_all_its_files(clock, plan, caplog, monkeyp
     import torch
 
     plan(60)
-    monkeypatch.setattr(teacher_cache, "hidden_states", lambda model, ids, mask: torch.zeros(*ids.shape, 2))
-    monkeypatch.setattr(teacher_cache, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(cache, "hidden_states", lambda model, ids, mask: torch.zeros(*ids.shape, 2))
+    monkeypatch.setattr(cache, "device", lambda: torch.device("cpu"))
     rows = [np.arange(length) for length in (90, 10, 50, 50)]
     frame = pd.DataFrame({"input_ids": rows, "targets": rows})
-    assert teacher_cache.count_tokens(frame) == 200
-    pace, seen = cli.Pace(200, clock), []
+    assert cache.count_tokens(frame) == 200
+    pace, seen = progress.Pace(200, clock), []
     monkeypatch.setattr(
-        cli.Pace, "reach", lambda self, done: seen.append(done) or setattr(self, "done", done)
+        progress.Pace, "reach", lambda self, done: seen.append(done) or setattr(self, "done", done)
     )
-    teacher_cache.write_part(
+    cache.write_part(
         None,
         frame,
         tmp_path,
@@ -201,7 +203,7 @@ def test_caching_counts_the_tokens_of_all_its_files(clock, plan, caplog, monkeyp
     ],
 )
 def test_card_of_a_cluster_s_gpu_model(name, card):
-    found = cards.of_model(name)
+    found = devices.of_model(name)
     assert (found and found.name) == card
 
 
@@ -248,7 +250,7 @@ def folder(tmp_path_factory):
 def seconds(folder, card="cpu", results="results", **changes) -> dict:
     config = load_config(yaml.safe_load((folder / "config.yaml").read_text()) | changes)
     return expected.seconds(
-        config, card and cards.CARDS[card], folder / "teacher", folder / "student", folder / results
+        config, card and devices.CARDS[card], folder / "teacher", folder / "student", folder / results
     )
 
 
@@ -257,7 +259,7 @@ def test_every_stage_of_the_planner_has_its_seconds(folder):
     assert set(found) == {
         *("sft_teacher", "cache_teacher", "sft_student", "distill", "generate", "measure_fidelity")
     }
-    assert all(isinstance(value, int) and value >= cards.START_SECONDS for value in found.values())
+    assert all(isinstance(value, int) and value >= devices.START_SECONDS for value in found.values())
     assert seconds(folder, student={"derive": {"from": "teacher", "keep_layers": 2}}).keys() == found.keys()
 
 
@@ -282,7 +284,10 @@ def test_where_nothing_can_be_planned_nothing_is_said(folder, tmp_path):
 
 
 def test_a_stage_takes_the_plan_as_an_argument():
-    code = "from kdag import cli; cli.run(lambda args: print(cli.Pace.planned), cli.parser('x', gpus=True))"
+    code = (
+        "from kdag.job import cli, progress;"
+        "cli.run(lambda args: print(progress.Pace.planned), cli.parser('x', gpus=True))"
+    )
     for arguments, rank, said in (
         (["--planned", "90"], "0", "90.0"),
         ([], "0", "0"),
@@ -345,5 +350,5 @@ def test_another_card_runs_nothing_again(finished, nvidia_smi):
 
 
 def test_an_edit_of_the_planner_remakes_the_page_alone(finished):
-    for module in ("planner", "loads", "cards", "expected"):
-        edit(finished, f"kdag/{module}.py", '"""', '"""Edited. ', {"write_report": 1})
+    for module in ("planner", "needs", "devices", "shapes", "expected"):
+        edit(finished, f"kdag/planning/{module}.py", '"""', '"""Edited. ', {"write_report": 1})

@@ -18,10 +18,12 @@ from test_training import write_cache
 
 import distill
 import sft
-from kdag import data, models, parallel
-from kdag.config_training import DistillationJob
-from kdag.errors import UserError
-from kdag.manifest import write_manifest
+from kdag.config.training import DistillationJob
+from kdag.data import rows
+from kdag.files.manifest import write_manifest
+from kdag.job import launching
+from kdag.job.errors import UserError
+from kdag.models import load
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 ROWS = 21  # with two rows per pass and two processes: the last pass of the second has nothing to learn
@@ -41,12 +43,12 @@ LORA = SETTINGS | {"lora_rank": 4, "lora_dropout": 0.0}
 def home(tiny_models, tmp_path_factory) -> Path:
     """data/, student/model, cache/: what the training stages read."""
     folder = tmp_path_factory.mktemp("home")
-    tokenizer = models.load_tokenizer(tiny_models / "student")
-    train, _, _ = data.subset(
+    tokenizer = load.load_tokenizer(tiny_models / "student")
+    train, _, _ = rows.subset(
         tiny.rows(ROWS + 2),
         tokenizer,
         {tokenizer.eos_token_id},
-        fields=data.Fields("instruction", "input", "output"),
+        fields=rows.Fields("instruction", "input", "output"),
         train_rows=ROWS,
         heldout_rows=2,
         max_tokens=200,
@@ -63,8 +65,8 @@ def home(tiny_models, tmp_path_factory) -> Path:
     (folder / "student").mkdir()
     (folder / "student" / "model").symlink_to(tiny_models / "student")
     manifest(folder / "student", "model")
-    teacher = models.load_model(tiny_models / "teacher", "float32")
-    frame = data.read_rows(folder / "data" / "train.parquet")
+    teacher = load.load_model(tiny_models / "teacher", "float32")
+    frame = rows.read_rows(folder / "data" / "train.parquet")
     write_cache(folder / "cache", frame, teacher, len(tokenizer))
     return folder
 
@@ -150,7 +152,7 @@ def alive(pid: int) -> bool:
 def saving_each_step(scripts: Path) -> Path:
     """A copy of the scripts with a checkpoint at every step."""
     shutil.copytree(SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    file = scripts / "kdag" / "checkpoints.py"
+    file = scripts / "kdag" / "training" / "checkpoints.py"
     text = file.read_text()
     assert "SECONDS_BETWEEN_CHECKPOINTS = 120" in text
     file.write_text(text.replace("SECONDS_BETWEEN_CHECKPOINTS = 120", "SECONDS_BETWEEN_CHECKPOINTS = -1"))
@@ -186,9 +188,9 @@ def test_a_killed_launcher_takes_its_workers_along_and_training_goes_on(home, tm
 
 def test_passes_that_cannot_be_shared_out_are_refused_before_anything_starts(monkeypatch):
     begun = []
-    monkeypatch.setattr(parallel, "launch", begun.append)
-    monkeypatch.delenv(parallel.LAUNCHER, raising=False)
-    stage = parallel.one_process_per_gpu(begun.append, DistillationJob)
+    monkeypatch.setattr(launching, "launch", begun.append)
+    monkeypatch.delenv(launching.LAUNCHER, raising=False)
+    stage = launching.one_process_per_gpu(begun.append, DistillationJob)
     config = {"divergence": "fkl", "gradient_accumulation": 4}
     with pytest.raises(UserError, match="4 forward passes cannot be shared out evenly to 3 processes"):
         stage(argparse.Namespace(config=config, gpus=3))

@@ -11,13 +11,14 @@ import pytest
 import tiny
 import yaml
 
-from kdag import cards, planner
-from kdag.cards import GIB, Shape
-from kdag.config import load_config
-from kdag.config_training import Training
-from kdag.errors import UserError
-from kdag.manifest import sha256_json
-from kdag.stages import source_name, stage_params
+from kdag.config.load import load_config
+from kdag.config.stages import source_name, stage_params
+from kdag.config.training import Training
+from kdag.files.hashes import sha256_json
+from kdag.job.errors import UserError
+from kdag.planning import devices, planner
+from kdag.planning.devices import GIB
+from kdag.planning.shapes import Shape
 
 ROOT = Path(__file__).parents[1]
 QWEN_7B = {
@@ -77,7 +78,7 @@ def planned(card="H200", teacher=QWEN_7B, student=QWEN_3B, memory=None, **change
     config = experiment(**changes)
     shapes = Shape.from_config(teacher), Shape.from_config(student)
     tokens = planner.default_tokens(config)
-    entries = planner.plan(config, *shapes, cards.of_name(card, memory), tokens)
+    entries = planner.plan(config, *shapes, devices.of_name(card, memory), tokens)
     return {entry["stage"]: entry for entry in entries}
 
 
@@ -306,9 +307,9 @@ def test_what_does_not_fit_names_its_key(stage, key, card, changes):
 
 
 def test_cards_have_every_number():
-    for name, card in cards.CARDS.items():
+    for name, card in devices.CARDS.items():
         assert name == card.name and min(card.memory, card.bandwidth, card.rate) > 0
-        assert all(len(line) < 98 for line in cards.assumptions(card))
+        assert all(len(line) < 98 for line in devices.assumptions(card))
 
 
 def measured_demo() -> dict:
@@ -328,7 +329,7 @@ def test_demo_s_memory_within_a_quarter():
     teacher = Shape.from_config(SMOL)
     tokens = planner.default_tokens(config, DEMO_ROWS, longest=199)
     tokens |= {"prompts": 64, "longest_prompt": 92}
-    plan = planner.plan(config, teacher, teacher.with_layers(24), cards.CARDS["cpu"], tokens)
+    plan = planner.plan(config, teacher, teacher.with_layers(24), devices.CARDS["cpu"], tokens)
     for entry in plan:
         assert entry["host_bytes"] / 2**20 == pytest.approx(DEMO_MIB[entry["stage"]], rel=0.25), entry
         assert entry["gpu_bytes"] == entry["gpu_hours"] == 0
@@ -350,15 +351,15 @@ def test_memory_of_other_settings_within_a_quarter(changes, mib):
     config = load_config(raw)
     tokens = planner.default_tokens(config, DEMO_ROWS, longest=199)
     teacher = Shape.from_config(SMOL)
-    plan = planner.plan(config, teacher, teacher.with_layers(24), cards.CARDS["cpu"], tokens)
+    plan = planner.plan(config, teacher, teacher.with_layers(24), devices.CARDS["cpu"], tokens)
     assert plan[0]["host_bytes"] / 2**20 == pytest.approx(mib, rel=0.25)
 
 
 def test_products_are_compiled_once_per_shape_on_a_cpu_and_in_two_bytes():
-    cpu, gpu = cards.CARDS["cpu"], cards.CARDS["H200"]
-    few, many = (cards.device_bytes(cpu, 0, 0, count) for count in (0, 10**6))
+    cpu, gpu = devices.CARDS["cpu"], devices.CARDS["H200"]
+    few, many = (devices.device_bytes(cpu, 0, 0, count) for count in (0, 10**6))
     assert many - few == 2**30
-    assert cards.device_bytes(gpu, 0, 0, 10**6) == cards.device_bytes(gpu, 0, 0)
+    assert devices.device_bytes(gpu, 0, 0, 10**6) == devices.device_bytes(gpu, 0, 0)
 
 
 def test_several_gpus_divide_what_does_not_fit_and_spreading_takes_no_less_time():
@@ -385,12 +386,14 @@ def test_a_job_asks_for_more_than_is_expected():
 
 
 def test_constants_are_those_of_the_code():
-    from kdag import distill_loss, loads, sharded
+    from kdag.losses import fused
+    from kdag.planning import needs
+    from kdag.training import sharding
 
-    assert loads.CHUNK_ELEMENTS == distill_loss.CHUNK_ELEMENTS
-    assert loads.BLOCK_ELEMENTS["cpu"] == distill_loss.BLOCK_ELEMENTS["cpu"]
-    assert loads.BLOCK_ELEMENTS["gpu"] == distill_loss.BLOCK_ELEMENTS["cuda"]
-    assert loads.SHARE_OF_CARD == sharded.SHARE_OF_CARD
+    assert needs.CHUNK_ELEMENTS == fused.CHUNK_ELEMENTS
+    assert needs.BLOCK_ELEMENTS["cpu"] == fused.BLOCK_ELEMENTS["cpu"]
+    assert needs.BLOCK_ELEMENTS["gpu"] == fused.BLOCK_ELEMENTS["cuda"]
+    assert needs.SHARE_OF_CARD == sharding.SHARE_OF_CARD
 
 
 def test_sources_lie_where_the_workflow_puts_them():
@@ -466,6 +469,7 @@ def test_command_says_what_is_missing(tiny_experiment):
 
 def test_the_planner_shards_where_training_does():
     """The number stands twice: planning needs no torch, and a change of the plan is none of the training."""
-    from kdag import loads, sharded
+    from kdag.planning import needs
+    from kdag.training import sharding
 
-    assert loads.SHARE_OF_CARD == sharded.SHARE_OF_CARD
+    assert needs.SHARE_OF_CARD == sharding.SHARE_OF_CARD

@@ -1,5 +1,6 @@
 """What `dtype: auto` becomes on which processor, and that equal products are equal bits."""
 
+import json
 import logging
 import os
 import subprocess
@@ -8,11 +9,15 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from test_parallel import SETTINGS, arguments, home  # noqa: F401
 
-from kdag import cards, doctor, planner, precision
-from kdag.config import load_config
-from kdag.errors import UserError
-from kdag.precision import Processor
+from kdag.config import precision
+from kdag.config.load import load_config
+from kdag.config.precision import Processor
+from kdag.job import arithmetic
+from kdag.job.errors import UserError
+from kdag.operate import doctor
+from kdag.planning import devices, planner
 
 X86 = "processor\t: 0\nmodel name\t: Some {name}\nflags\t\t: fpu sse2 avx2 {flags}\n\nprocessor\t: 1\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd {flags}\n"
@@ -45,10 +50,21 @@ def test_a_processor_held_back_to_avx2_is_one():
     newest = X86.format(name="Xeon", flags="avx512_bf16 amx_bf16")
     assert precision.cpu(newest, limit="AVX2").units == {}
     assert precision.cpu(newest, limit="AVX512_CORE_BF16").units["bfloat16"] == "AMX"
-    command = "from kdag import precision; print(precision.cpu().units.get('bfloat16'))"
+    command = "from kdag.config import precision; print(precision.cpu().units.get('bfloat16'))"
     held = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(ROOT / "workflow" / "scripts")}
     said = subprocess.run([sys.executable, "-c", command], env=held, text=True, capture_output=True)
     assert said.stdout.strip() == "None", said.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the stage would take the GPU")
+def test_a_stage_on_a_processor_held_back_to_avx2_trains_in_float32(home, tmp_path):  # noqa: F811
+    """So a better processor shows what most users see; its speed is theirs too (docs/performance.md)."""
+    given = arguments(home, tmp_path, SETTINGS | {"dtype": "auto", "epochs": 1}, teacher=False)
+    held = os.environ | {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    command = [sys.executable, ROOT / "workflow" / "scripts" / "sft.py", *given]
+    done = subprocess.run(command, env=held, text=True, capture_output=True, timeout=300)
+    assert "distillation.dtype: auto is float32" in done.stderr, done.stderr
+    assert json.loads((tmp_path / "manifest.json").read_text())["dtype"] == "float32"
 
 
 def test_a_gpu_computes_in_bfloat16_or_else_in_float16():
@@ -94,7 +110,7 @@ def test_doctor_names_each_key_whose_dtype_this_cpu_emulates():
 
 
 def test_the_planner_counts_with_what_auto_is_on_a_card(monkeypatch):
-    assert [cards.CARDS[name].dtype("auto") for name in ("H100", "T4")] == ["bfloat16", "float16"]
+    assert [devices.CARDS[name].dtype("auto") for name in ("H100", "T4")] == ["bfloat16", "float16"]
     for flags, wanted in (("amx_bf16", "bfloat16"), ("", "float32")):
         text = X86.format(name="Xeon", flags=flags)
         monkeypatch.setattr(precision, "described", lambda text=text: text)
@@ -107,13 +123,13 @@ def test_the_planner_counts_with_what_auto_is_on_a_card(monkeypatch):
                 "strategies": {"fkl": {"divergence": "fkl"}},
             }
         )
-        planned = planner.with_dtypes(config, cards.CARDS["cpu"])
+        planned = planner.with_dtypes(config, devices.CARDS["cpu"])
         assert planned.evaluation.dtype == planned.teacher_cache.dtype == wanted
 
 
 def test_equal_products_are_equal_bits_however_many_threads_and_wherever_they_lie():
     """What MKL_CBWR is set for; conftest.py sets it as every stage does."""
-    assert precision.recorded() == precision.REPRODUCIBLE
+    assert arithmetic.recorded() == arithmetic.REPRODUCIBLE
     generator = torch.Generator().manual_seed(0)
     memory = torch.randn(70 * 64 + 16, generator=generator)
     head = torch.randn(409, 64, generator=generator)

@@ -9,11 +9,13 @@ import tiny
 import yaml
 
 import publish
-from kdag import cli
-from kdag.config import load_config
-from kdag.manifest import write_json, write_manifest, write_sealed
-from kdag.report import METRICS
-from kdag.stages import stage_params
+from kdag.config.load import load_config
+from kdag.config.stages import stage_params
+from kdag.files.atomic import write_json
+from kdag.files.manifest import write_manifest
+from kdag.files.seals import write_sealed
+from kdag.job import cli
+from kdag.report.table import METRICS
 
 TOKEN = "hf_abcdefghijklmnop"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -9,10 +9,12 @@ import sys
 import pytest
 from conftest import ROOT
 
-from kdag import comparisons, report
-from kdag.config import load_config
-from kdag.manifest import read_sealed, sha256_file, write_sealed
-from kdag.stages import stage_params, table_rows
+from kdag.config.load import load_config
+from kdag.config.roster import table_rows
+from kdag.config.stages import stage_params
+from kdag.files.hashes import sha256_file
+from kdag.files.seals import read_sealed, write_sealed
+from kdag.report import comparisons, table
 
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)> & 'quotes' \u2028"
 
@@ -87,10 +89,10 @@ def test_page_holds_all_of_the_evidence(page):
 
 def test_page_says_below_the_table_where_answers_go_wrong(page):
     html = page.read_text()
-    table, note, tests = (
+    shown, note, tests = (
         html.index(text) for text in ('<h2 id="table">', '<p class="note">The fine-tuned', '<h2 id="tests">')
     )
-    assert table < note < tests
+    assert shown < note < tests
     assert "`" not in html[note : html.index("</p>", note)]
 
 
@@ -101,13 +103,13 @@ def test_notes_stand_directly_under_the_table(finished):
     evaluated = finished.results / "eval"
     scores = {row["model"]: read_sealed(evaluated / row["model"] / "scores.json") for row in rows}
     fidelity = {file.parent.name: read_sealed(file) for file in evaluated.glob("*/fidelity.json")}
-    text = report.markdown(
-        *(rows, report.accuracy_table(rows, scores), comparisons.intervals(rows, scores, draws=1000)),
-        *(comparisons.over_seeds(rows, scores), report.fidelity_table(rows, fidelity), "The verdict."),
-        *(scores, report.task_table(rows, {}), {}, ["A first note.", "A second."]),
+    text = table.markdown(
+        *(rows, table.accuracy_table(rows, scores), comparisons.intervals(rows, scores, draws=1000)),
+        *(comparisons.over_seeds(rows, scores), table.fidelity_table(rows, fidelity), "The verdict."),
+        *(scores, table.task_table(rows, {}), {}, ["A first note.", "A second."]),
     )
-    table, caption, *rest = text.split("\n\n")
-    assert table.startswith("| model") and "Bold: the best trained student" in caption
+    shown, caption, *rest = text.split("\n\n")
+    assert shown.startswith("| model") and "Bold: the best trained student" in caption
     assert rest[:2] == ["A first note.", "A second."] and "The verdict." in rest
 
 

@@ -5,7 +5,7 @@ import json
 import pandas as pd
 import pytest
 
-from kdag.manifest import read_sealed, write_sealed
+from kdag.files.seals import read_sealed, write_sealed
 
 
 def last_line(done) -> str:

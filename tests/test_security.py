@@ -16,9 +16,10 @@ import tiny
 import yaml
 from conftest import ROOT, Project
 
-from kdag import model_files
-from kdag.errors import UserError
-from kdag.manifest import hash_files, write_json
+from kdag.files.atomic import write_json
+from kdag.files.manifest import hash_files
+from kdag.job.errors import UserError
+from kdag.models import files
 
 SCRIPTS = ROOT / "workflow" / "scripts"
 FORBIDDEN = (
@@ -94,16 +95,16 @@ def test_path_with_shell_characters_is_only_a_path(tmp_path):
 
 
 def test_pickled_weights_are_refused_before_they_are_opened(tiny_models, tmp_path, payload):
-    from kdag import models
+    from kdag.models import load
 
     content, acted = payload
     folder = shutil.copytree(tiny_models / "student", tmp_path / "model")
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(content)
     with pytest.raises(UserError, match="pytorch_model.bin is a pickle, which can run code and is not read"):
-        model_files.check(folder)
+        files.check(folder)
     with pytest.raises(UserError, match="no model can be loaded"):
-        models.load_model(folder, "float32")
+        load.load_model(folder, "float32")
     assert not acted()
 
 
@@ -124,34 +125,36 @@ def test_code_beside_a_model_is_neither_fetched_nor_run(tiny_models, tmp_path):
     )
     fetch_model.main(made)
     assert not list(made.output.glob("*.py"))
-    from kdag import models
+    from kdag.models import load
 
-    assert len(models.load_tokenizer(made.output)) == len(models.load_tokenizer(tiny_models / "student"))
+    assert len(load.load_tokenizer(made.output)) == len(load.load_tokenizer(tiny_models / "student"))
     assert not mark.exists()
 
 
 @pytest.fixture(scope="module")
 def interrupted(tiny_models, tmp_path_factory):
     """(a function that trains two steps and dies after the first, or goes on; its checkpoint)."""
-    from kdag import checkpoints, data, models, training
-    from kdag.config_training import TeacherTraining
+    from kdag.config.training import TeacherTraining
+    from kdag.data import rows
+    from kdag.models import load
+    from kdag.training import checkpoints, train
 
     folder = tmp_path_factory.mktemp("interrupted")
-    tokenizer = models.load_tokenizer(tiny_models / "student")
-    fields = data.Fields("instruction", "input", "output")
+    tokenizer = load.load_tokenizer(tiny_models / "student")
+    fields = rows.Fields("instruction", "input", "output")
     sizes = {"train_rows": 8, "heldout_rows": 2, "max_tokens": 200, "overlong": "drop"}
-    rows, _, _ = data.subset(tiny.rows(10), tokenizer, {tokenizer.eos_token_id}, fields=fields, **sizes)
-    rows.to_parquet(folder / "train.parquet")
-    frame = data.read_rows(folder / "train.parquet")
+    made, _, _ = rows.subset(tiny.rows(10), tokenizer, {tokenizer.eos_token_id}, fields=fields, **sizes)
+    made.to_parquet(folder / "train.parquet")
+    frame = rows.read_rows(folder / "train.parquet")
     short = {"dtype": "float32", "batch_size": 2, "gradient_accumulation": 1, "gradient_checkpointing": False}
     work = folder / "work"
 
-    def train():
-        return training.train(
-            models.load_model(tiny_models / "student", "float32"),
+    def trained():
+        return train.train(
+            load.load_model(tiny_models / "student", "float32"),
             frame,
             settings=TeacherTraining(**short),
-            objective=training.Objective(),
+            objective=train.Objective(),
             teacher=None,
             vocabulary=len(tokenizer),
             work=work,
@@ -159,7 +162,7 @@ def interrupted(tiny_models, tmp_path_factory):
 
     patch = pytest.MonkeyPatch()
     patch.setattr(checkpoints, "SECONDS_BETWEEN_CHECKPOINTS", -1)
-    losses, calls = training.DistillTrainer.compute_loss, []
+    losses, calls = train.DistillTrainer.compute_loss, []
 
     def dies(self, *args, **kwargs):
         calls.append(1)
@@ -167,11 +170,11 @@ def interrupted(tiny_models, tmp_path_factory):
             raise KeyboardInterrupt
         return losses(self, *args, **kwargs)
 
-    patch.setattr(training.DistillTrainer, "compute_loss", dies)
+    patch.setattr(train.DistillTrainer, "compute_loss", dies)
     with pytest.raises(KeyboardInterrupt):
-        train()
+        trained()
     patch.undo()
-    return train, checkpoints.last_checkpoint(work)
+    return trained, checkpoints.last_checkpoint(work)
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])

@@ -19,9 +19,10 @@ from test_parallel import (  # noqa: F401
 
 import distill
 import sft
-from kdag import parallel, sharded
-from kdag.config_training import TeacherTraining
-from kdag.errors import UserError
+from kdag.config.training import TeacherTraining
+from kdag.job import launching
+from kdag.job.errors import UserError
+from kdag.training import sharding
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ from kdag.errors import UserError
 )
 def test_a_model_in_two_parts_trains_as_one(home, tmp_path, monkeypatch, script, config):  # noqa: F811
     module = {"distill": distill, "sft": sft}[script]
-    monkeypatch.setenv(sharded.FORCE, "1")
+    monkeypatch.setenv(sharding.FORCE, "1")
     given = arguments(home, tmp_path / "two", config, script == "distill")
     two = start(script, *given)
     one = arguments(home, tmp_path / "one", config, script == "distill")
@@ -43,7 +44,7 @@ def test_a_model_in_two_parts_trains_as_one(home, tmp_path, monkeypatch, script,
 
 
 def test_it_goes_on_from_the_parts_of_all_processes(home, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setenv(sharded.FORCE, "1")
+    monkeypatch.setenv(sharding.FORCE, "1")
     scripts = saving_each_step(tmp_path / "scripts")
     config = LORA | {"divergence": "fkl"}
     given = arguments(home, tmp_path / "two", config, teacher=True)
@@ -76,13 +77,13 @@ def test_only_what_does_not_fit_is_shared_out(tmp_path, monkeypatch, changes, ca
     properties = type("Properties", (), {"total_memory": card})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     settings = TeacherTraining(**changes)
-    assert not sharded.wanted(tmp_path, settings)
-    monkeypatch.setattr(parallel, "processes", lambda: 2)
-    assert sharded.wanted(tmp_path, settings) == expected
+    assert not sharding.wanted(tmp_path, settings)
+    monkeypatch.setattr(launching, "processes", lambda: 2)
+    assert sharding.wanted(tmp_path, settings) == expected
 
 
 def test_what_cannot_be_shared_out_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(parallel, "processes", lambda: 2)
-    monkeypatch.setenv(sharded.FORCE, "1")
+    monkeypatch.setattr(launching, "processes", lambda: 2)
+    monkeypatch.setenv(sharding.FORCE, "1")
     with pytest.raises(UserError, match="does not fit on one GPU"):
-        sharded.wanted(tmp_path, TeacherTraining(optimizer="adamw_8bit"))
+        sharding.wanted(tmp_path, TeacherTraining(optimizer="adamw_8bit"))

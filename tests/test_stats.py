@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from kdag import comparisons, stats
-from kdag.comparisons import METRICS, PRIMARY
-from kdag.errors import UserError
-from kdag.manifest import read_jsonl
-from kdag.verdict import verdict
+from kdag.files.reading import read_jsonl
+from kdag.job.errors import UserError
+from kdag.report import comparisons, stats
+from kdag.report.comparisons import METRICS, PRIMARY
+from kdag.report.verdict import verdict
 
 # IFEval's prompts by their number of instructions; 541 prompts, 834 instructions.
 SIZES = np.repeat([1, 2, 3], [305, 179, 57])
@@ -335,7 +335,7 @@ def test_verdict_names_what_survives_and_nothing_else():
     assert "- `down` is worse than the untrained student: " in text
     assert "- `down` is worse than the teacher: " in text
     assert "- `up` is better than `down`: " in text
-    assert "Not told apart from the untrained student at this n: `sft`; 541 prompts would have shown" in text
+    assert "No significant difference from the untrained student for `sft`; with 541 prompts we could" in text
     assert "`sft` is better" not in text and "`sft` is worse" not in text
     assert "One training seed (0): the claim is about these models, not about the methods." in text
     assert "9 comparisons in one family" in text
@@ -348,12 +348,12 @@ def test_verdict_of_nothing_found():
     assert "better" not in text and "worse" not in text
     most = found[found["family"] == "untrained"]["detectable_family"].max()
     assert (
-        f"- No trained student differs from the untrained student at this n: 541 prompts would have shown "
-        f"{most:.1f} points, four times in five." in text
+        "- No significant difference between any trained student and the untrained student; with 541 prompts "
+        f"we could have detected {most:.1f} points or more (80 % power)." in text
     )
-    assert "- No strategy differs from `sft` at this n" in text
-    assert "- No two strategies differ at this n" in text
-    assert "which does not make them equal" in text
+    assert "- No significant difference between any strategy and `sft`; with 541" in text
+    assert "- No significant difference between any two strategies; with 541" in text
+    assert "that is not evidence of equality" in text
     rows, scores = students(n=6)
     assert "6 prompts cannot show any difference" in verdict(comparisons.compare(rows, scores, ALL, draws=50))
     assert "nothing is claimed" in verdict(comparisons.compare(rows, scores, [], draws=50))

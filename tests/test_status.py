@@ -14,7 +14,7 @@ import tiny
 import yaml
 from conftest import Project
 
-from kdag import status
+from kdag.operate import status
 
 DRY_RUN = """Building DAG of jobs...
 [Tue Nov 24 01:18:50 2026]

@@ -11,9 +11,11 @@ import tiny
 import yaml
 from conftest import Project
 
-from kdag import config, ifbench, report, tasks
-from kdag.errors import UserError
-from kdag.manifest import read_jsonl
+from kdag.config import evaluation
+from kdag.evaluation.tasks import harness, ifbench
+from kdag.files.reading import read_jsonl
+from kdag.job.errors import UserError
+from kdag.report import table
 
 SETTINGS = {"max_new_tokens": 12, "batch_size": 3, "repetition_penalty": 1.0, "dtype": "float32"}
 TASK = {"limit": None, "num_fewshot": None, "chat_template": True}
@@ -138,14 +140,14 @@ def scores_of(value, **measured) -> dict:
 
 def test_columns_of_a_task_and_the_refusal_of_a_mixture():
     rows = [{"model": "a", "label": "A"}, {"model": "b", "label": "B"}]
-    table = report.task_table(rows, {"pick": {"a": scores_of(0.5), "b": scores_of(0.25)}})
-    wide = report.further(rows, table, lambda cell: cell["value"])
+    found = table.task_table(rows, {"pick": {"a": scores_of(0.5), "b": scores_of(0.25)}})
+    wide = table.further(rows, found, lambda cell: cell["value"])
     assert wide == {"pick_acc": [0.5, 0.25], "pick_f1": [0.5, 0.25]}
-    shown = report.further(rows, table, report.interval_text)
+    shown = table.further(rows, found, table.interval_text)
     assert shown["pick_acc"][0] == "0.3040 to 0.6960" and shown["pick_f1"] == ["–", "–"]
     for change in ({"n": {"pick": 5}}, {"dtype": "float16"}, {"chat_template": False}):
         with pytest.raises(UserError, match=f"b: {next(iter(change))} is"):
-            report.task_table(rows, {"pick": {"a": scores_of(0.5), "b": scores_of(0.5, **change)}})
+            table.task_table(rows, {"pick": {"a": scores_of(0.5), "b": scores_of(0.5, **change)}})
 
 
 def test_tasks_that_sample_are_refused(own, tmp_path):
@@ -154,14 +156,14 @@ def test_tasks_that_sample_are_refused(own, tmp_path):
     text = (own / "say.yaml").read_text().replace("do_sample: false", "do_sample: true")
     (folder / "say.yaml").write_text(text)
     with pytest.raises(UserError, match="samples its answers at random"):
-        tasks.load({"name": "say", "path": str(folder), "limit": None}, tmp_path)
+        harness.load({"name": "say", "path": str(folder), "limit": None}, tmp_path)
 
 
 def test_tasks_in_the_configuration():
-    section = config.Evaluation(tasks=["arc_easy", "ifbench"])
-    assert section == config.Evaluation(tasks={"arc_easy": None, "ifbench": {}})
+    section = evaluation.Evaluation(tasks=["arc_easy", "ifbench"])
+    assert section == evaluation.Evaluation(tasks={"arc_easy": None, "ifbench": {}})
     with pytest.raises(ValueError, match="no such folder"):
-        config.Evaluation(tasks={"mine": {"path": "nowhere"}})
+        evaluation.Evaluation(tasks={"mine": {"path": "nowhere"}})
 
 
 def test_a_task_becomes_a_column_of_the_table(finished, own, tmp_path):

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from kdag.divergences import DIVERGENCES
-from kdag.teacher_storage import ENCODE_ROWS, FLOOR, SCHEMES
+from kdag.losses import divergences
+from kdag.teacher.storage import ENCODE_ROWS, FLOOR, SCHEMES
 
 N, D, V = ENCODE_ROWS + 20, 40, 600  # two blocks of rows; D is no multiple of int8's group
 PARAMS = {
@@ -92,7 +92,7 @@ def test_int8_groups_contain_an_outlier():
     hidden, head = teacher()
     truth = (hidden @ head.T).log_softmax(-1)
     error = {
-        group: DIVERGENCES["fkl"](logp("hidden-int8", hidden, head, group=group), truth).mean()
+        group: divergences.load("fkl")(logp("hidden-int8", hidden, head, group=group), truth).mean()
         for group in (16, D)
     }
     assert error[16] < 0.01 and error[16] < error[D] / 2
@@ -153,9 +153,9 @@ def test_a_tail_below_float32_s_one_is_kept():
 def test_more_of_the_top_is_better_for_fkl(tail):
     hidden, head = teacher()
     student = student_logp()
-    truth = DIVERGENCES["fkl"](student, (hidden @ head.T).log_softmax(-1)).mean()
+    truth = divergences.load("fkl")(student, (hidden @ head.T).log_softmax(-1)).mean()
     errors = [
-        abs(DIVERGENCES["fkl"](student, logp("topk", hidden, head, k=k, tail=tail)).mean() - truth)
+        abs(divergences.load("fkl")(student, logp("topk", hidden, head, k=k, tail=tail)).mean() - truth)
         for k in (2, 8, 32, 128, V)
     ]
     assert errors == sorted(errors, reverse=True)
@@ -169,10 +169,10 @@ def test_the_floor_decides_rkl_of_the_renormalised():
     stored = SCHEMES["topk"].encode(hidden, head, k=16, tail="renormalised")
     teacher_logp = SCHEMES["topk"].logits(stored, head).log_softmax(-1)
     outside = student.exp().scatter(1, stored["ids"].long(), 0).sum(-1)
-    value = DIVERGENCES["rkl"](student, teacher_logp)
+    value = divergences.load("rkl")(student, teacher_logp)
     torch.testing.assert_close(value, -FLOOR * outside, rtol=0.02, atol=10)
     for name in ("skewed-fkl", "skewed-rkl"):
-        assert (DIVERGENCES[name](student, teacher_logp) <= -math.log(0.1) + 1e-4).all()
+        assert (divergences.load(name)(student, teacher_logp) <= -math.log(0.1) + 1e-4).all()
 
 
 @pytest.mark.parametrize(

@@ -9,29 +9,34 @@ import tiny
 import torch
 
 from cache_teacher import encoder
-from kdag import checkpoints, data, models, teacher_cache, training
-from kdag.batches import EpochSampler
-from kdag.config_training import DistillationJob
-from kdag.config_training import TeacherCache as TeacherCacheSettings
-from kdag.errors import UserError
-from kdag.manifest import write_manifest
-from kdag.teacher_cache import OnlineTeacher, TeacherCache
+from kdag.config.training import DistillationJob
+from kdag.config.training import TeacherCache as TeacherCacheSettings
+from kdag.data import rows
+from kdag.files.manifest import write_manifest
+from kdag.job.errors import UserError
+from kdag.losses.divergences import load as divergence
+from kdag.models import derive, load
+from kdag.models.head import check_head, head_weight
+from kdag.teacher.cache import TeacherCache, answer_states, write_head, write_part
+from kdag.teacher.live import LiveTeacher
+from kdag.training import checkpoints, train
+from kdag.training.batches import EpochSampler
 
 DATA = {"vocabulary_hash": "of a vocabulary", "template_hash": "of a template"}
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_models):
-    return models.load_tokenizer(tiny_models / "student")
+    return load.load_tokenizer(tiny_models / "student")
 
 
 @pytest.fixture(scope="module")
 def frame(tokenizer, tmp_path_factory) -> pd.DataFrame:
-    train, _, _ = data.subset(
+    train, _, _ = rows.subset(
         tiny.rows(26),
         tokenizer,
         {tokenizer.eos_token_id},
-        fields=data.Fields("instruction", "input", "output"),
+        fields=rows.Fields("instruction", "input", "output"),
         train_rows=24,
         heldout_rows=2,
         max_tokens=200,
@@ -39,13 +44,13 @@ def frame(tokenizer, tmp_path_factory) -> pd.DataFrame:
     )
     path = tmp_path_factory.mktemp("frame") / "train.parquet"
     train.to_parquet(path)
-    return data.read_rows(path)
+    return rows.read_rows(path)
 
 
 def write_cache(folder, frame, model, vocabulary, dtype="float32", rows_per_shard=10, **changes) -> Path:
     settings = TeacherCacheSettings(dtype=dtype, **changes)
-    head = models.head_weight(model, vocabulary).detach()
-    teacher_cache.write_part(
+    head = head_weight(model, vocabulary).detach()
+    write_part(
         model,
         frame,
         folder / "train",
@@ -54,7 +59,7 @@ def write_cache(folder, frame, model, vocabulary, dtype="float32", rows_per_shar
         rows_per_shard=rows_per_shard,
         encode=encoder(settings.store, head, settings),
     )
-    teacher_cache.write_head(model, vocabulary, folder / "head.safetensors", dtype)
+    write_head(model, vocabulary, folder / "head.safetensors", dtype)
     manifest = folder / "manifest.json"
     write_manifest(
         manifest,
@@ -71,7 +76,7 @@ def write_cache(folder, frame, model, vocabulary, dtype="float32", rows_per_shar
 
 @pytest.fixture(scope="module")
 def cache(tiny_models, tokenizer, frame, tmp_path_factory) -> Path:
-    model = models.load_model(tiny_models / "teacher", "float32")
+    model = load.load_model(tiny_models / "teacher", "float32")
     return write_cache(tmp_path_factory.mktemp("cache"), frame, model, len(tokenizer))
 
 
@@ -93,13 +98,13 @@ def job(**changes) -> DistillationJob:
 
 def run(tiny_models, frame, cache, work, settings=None, **objective):
     settings = settings or job()
-    vocabulary = len(models.load_tokenizer(tiny_models / "student"))
-    return training.train(
-        models.load_model(tiny_models / "student", "float32"),
+    vocabulary = len(load.load_tokenizer(tiny_models / "student"))
+    return train.train(
+        load.load_model(tiny_models / "student", "float32"),
         frame,
         settings=settings,
-        objective=training.Objective(
-            **{"divergence": "fkl", "kl_weight": 0.5, "temperature": 2.0, **objective}
+        objective=train.Objective(
+            **{"divergence": divergence("fkl"), "kl_weight": 0.5, "temperature": 2.0, **objective}
         ),
         teacher=TeacherCache(cache, "train", frame, DATA) if isinstance(cache, Path) else cache,
         vocabulary=vocabulary,
@@ -113,15 +118,15 @@ def trained(model) -> torch.Tensor:
 
 def test_hidden_states_and_head_give_the_models_own_logits(tiny_models, tokenizer):
     for name in ("teacher", "student"):
-        model = models.load_model(tiny_models / name, "float32")
-        models.check_head(model, len(tokenizer))
-        assert models.head_weight(model, len(tokenizer)).shape[0] == len(tokenizer)
+        model = load.load_model(tiny_models / name, "float32")
+        check_head(model, len(tokenizer))
+        assert head_weight(model, len(tokenizer)).shape[0] == len(tokenizer)
         assert model.get_output_embeddings().weight.shape[0] > len(tokenizer)
 
 
 @pytest.mark.parametrize("fault", ["scaled", "biased", "short"])
 def test_head_that_is_not_plain_is_refused(tiny_models, tokenizer, fault):
-    model = models.load_model(tiny_models / "teacher", "float32")
+    model = load.load_model(tiny_models / "teacher", "float32")
     vocabulary = len(tokenizer)
     head = model.get_output_embeddings()
     if fault == "scaled":
@@ -131,25 +136,25 @@ def test_head_that_is_not_plain_is_refused(tiny_models, tokenizer, fault):
     else:
         vocabulary = head.weight.shape[0] + 1
     with pytest.raises(UserError, match="head"):
-        models.check_head(model, vocabulary)
+        check_head(model, vocabulary)
 
 
 def test_missing_weights_are_refused(tiny_models, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    model = models.load_model(tiny_models / "teacher", "float32")
+    model = load.load_model(tiny_models / "teacher", "float32")
     model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     weights.pop("model.layers.1.mlp.up_proj.weight")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="weights are missing"):
-        models.load_model(tmp_path, "float32")
+        load.load_model(tmp_path, "float32")
 
 
 def test_kept_layers_are_evenly_spaced_and_end_to_end(tiny_models):
-    model = models.load_model(tiny_models / "teacher", "float32")
+    model = load.load_model(tiny_models / "teacher", "float32")
     layers = list(model.model.layers)
-    models.keep_layers(model, 3)
+    derive.keep_layers(model, 3)
     assert list(model.model.layers) == [layers[0], layers[2], layers[3]]
     assert model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, do_sample=False).shape[0] == 1
 
@@ -157,14 +162,14 @@ def test_kept_layers_are_evenly_spaced_and_end_to_end(tiny_models):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_cached_states_are_the_live_teachers_to_the_last_bit(tiny_models, tokenizer, frame, tmp_path, dtype):
     """Batched as they were when they were written; another batch shape may round differently."""
-    model = models.load_model(tiny_models / "teacher", dtype)
+    model = load.load_model(tiny_models / "teacher", dtype)
     cache = TeacherCache(write_cache(tmp_path, frame, model, len(tokenizer), dtype), "train", frame, DATA)
-    head = models.head_weight(model, len(tokenizer))
+    head = head_weight(model, len(tokenizer))
     assert torch.equal(cache.head, head)
     live = {}
     for start in range(0, len(frame), 10):
         part = frame.iloc[start : start + 10]
-        states = teacher_cache.answer_states(model, part, 500, "rows")
+        states = answer_states(model, part, 500, "rows")
         live |= {start + index: hidden for index, hidden in states}
     for index, hidden in live.items():
         assert torch.equal(cache.row(index)["hidden"], hidden)
@@ -172,7 +177,7 @@ def test_cached_states_are_the_live_teachers_to_the_last_bit(tiny_models, tokeni
 
 
 def test_cache_matches_an_unpadded_forward_pass(tiny_models, frame, cache):
-    model = models.load_model(tiny_models / "teacher", "float32")
+    model = load.load_model(tiny_models / "teacher", "float32")
     read = TeacherCache(cache, "train", frame, DATA)
     for index in (0, 11, 23):
         ids, targets = frame["input_ids"][index], torch.from_numpy(frame["targets"][index])
@@ -183,7 +188,7 @@ def test_cache_matches_an_unpadded_forward_pass(tiny_models, frame, cache):
 
 
 def test_cache_takes_two_bytes_per_value_and_eight_per_token_at_most(tiny_models, tokenizer, frame, tmp_path):
-    model = models.load_model(tiny_models / "teacher", "bfloat16")
+    model = load.load_model(tiny_models / "teacher", "bfloat16")
     write_cache(tmp_path, frame, model, len(tokenizer), "bfloat16", rows_per_shard=24)
     (shard,) = (tmp_path / "train").glob("*.safetensors")
     from safetensors import safe_open
@@ -197,7 +202,7 @@ def test_cache_takes_two_bytes_per_value_and_eight_per_token_at_most(tiny_models
 
 @pytest.mark.parametrize("fault", ["truncated", "flipped", "emptied", "missing", "other rows"])
 def test_damaged_or_foreign_cache_is_refused(tiny_models, tokenizer, frame, tmp_path, fault):
-    model = models.load_model(tiny_models / "teacher", "float32")
+    model = load.load_model(tiny_models / "teacher", "float32")
     manifest = write_cache(tmp_path, frame, model, len(tokenizer))
     shard = tmp_path / "train" / "shard-00001.safetensors"
     content = shard.read_bytes()
@@ -272,7 +277,7 @@ def test_a_step_has_the_same_random_rows_however_it_is_split(batch_size, passes)
 
 def test_reading_ahead_changes_nothing(tiny_models, frame, cache, tmp_path, monkeypatch):
     _, log = run(tiny_models, frame, cache, tmp_path / "plain")
-    monkeypatch.setitem(training.READERS, "cpu", 1)
+    monkeypatch.setitem(train.READERS, "cpu", 1)
     _, ahead = run(tiny_models, frame, cache, tmp_path / "ahead")
     assert [step["loss"] for step in ahead] == [step["loss"] for step in log]
 
@@ -288,7 +293,7 @@ def test_training_goes_on_from_its_checkpoint(tiny_models, frame, cache, tmp_pat
     settings = job(epochs=3, lora_dropout=0.1, schedule="cosine", warmup_ratio=0.1)
     undisturbed, log = run(tiny_models, frame, cache, tmp_path / "undisturbed", settings)
     monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN_CHECKPOINTS", -1)
-    loss = training.DistillTrainer.compute_loss
+    loss = train.DistillTrainer.compute_loss
     calls = []
 
     def dies(self, *args, **kwargs):
@@ -297,7 +302,7 @@ def test_training_goes_on_from_its_checkpoint(tiny_models, frame, cache, tmp_pat
             raise KeyboardInterrupt
         return loss(self, *args, **kwargs)
 
-    monkeypatch.setattr(training.DistillTrainer, "compute_loss", dies)
+    monkeypatch.setattr(train.DistillTrainer, "compute_loss", dies)
     with pytest.raises(KeyboardInterrupt):
         run(tiny_models, frame, cache, tmp_path / "killed", settings)
     assert checkpoints.last_checkpoint(tmp_path / "killed").endswith("checkpoint-4")
@@ -312,9 +317,9 @@ def test_online_teacher_gives_the_losses_of_its_cache(tiny_models, tokenizer, fr
     (tmp_path / "teacher" / "model").symlink_to(tiny_models / "teacher")
     manifest = tmp_path / "teacher" / "manifest.json"
     write_manifest(manifest, stage="sft", params={}, inputs={}, outputs=[manifest.parent / "model"])
-    _, cached = run(tiny_models, frame, cache, tmp_path / "cached", divergence="rkl")
-    online = OnlineTeacher(manifest, "float32", len(tokenizer))
-    _, live = run(tiny_models, frame, online, tmp_path / "live", divergence="rkl")
+    _, cached = run(tiny_models, frame, cache, tmp_path / "cached", divergence=divergence("rkl"))
+    online = LiveTeacher(manifest, "float32", len(tokenizer))
+    _, live = run(tiny_models, frame, online, tmp_path / "live", divergence=divergence("rkl"))
     for one, other in zip(cached, live, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
         assert one["divergence"] == pytest.approx(other["divergence"], rel=1e-5)
@@ -334,7 +339,7 @@ def test_other_ways_to_store_the_teacher_train_too(
     tiny_models, tokenizer, frame, cache, tmp_path, changes, tolerance
 ):
     """With all of the vocabulary kept the loss is that of the hidden states; with top-16 it is another."""
-    model = models.load_model(tiny_models / "teacher", "float32")
+    model = load.load_model(tiny_models / "teacher", "float32")
     other = write_cache(tmp_path / "cache", frame, model, len(tokenizer), **changes)
     _, exact = run(tiny_models, frame, cache, tmp_path / "exact")
     _, log = run(tiny_models, frame, other, tmp_path / "work")
@@ -346,7 +351,8 @@ def test_other_ways_to_store_the_teacher_train_too(
 
 
 def test_half_written_or_damaged_checkpoint_is_not_used(tmp_path):
-    from kdag.manifest import hash_files, write_json
+    from kdag.files.atomic import write_json
+    from kdag.files.manifest import hash_files
 
     for step in (2, 4, 6):
         folder = tmp_path / f"checkpoint-{step}"
@@ -363,9 +369,9 @@ def test_merged_model_is_the_adapted_one(tiny_models, tokenizer, frame, cache, t
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.no_grad():
         adapted = model(input_ids=ids).logits
-    training.save_trained(model, tokenizer, tmp_path / "model", "float32")
+    train.save_trained(model, tokenizer, tmp_path / "model", "float32")
     with torch.no_grad():
-        merged = models.load_model(tmp_path / "model", "float32")(input_ids=ids).logits
+        merged = load.load_model(tmp_path / "model", "float32")(input_ids=ids).logits
     torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-4)
     adapter = json.loads((tmp_path / "model" / "adapter" / "adapter_config.json").read_text())
     assert adapter["r"] == 4

@@ -12,6 +12,7 @@ import pytest
 import tiny
 import yaml
 from conftest import Project
+from test_docs import blocks
 
 ROOT = Path(__file__).parents[1]
 STRATEGIES = ["fkl", "rkl", "skewed-fkl", "skewed-rkl"]
@@ -225,20 +226,47 @@ def test_editing_code_reruns_what_imports_it(finished):
     }
     edit(
         finished,
-        "kdag/generation.py",
+        "kdag/evaluation/generation.py",
         '"""',
         '"""Edited. ',
         {**EVERY_EVALUATION, **TABLE},
     )
     edit(
         finished,
-        "kdag/distill_loss.py",
+        "kdag/losses/fused.py",
         '"""',
         '"""Edited. ',
         {"sft_teacher": 1, "cache_teacher": 1, **students, "generate": 6, "score": 6},
     )
     edit(finished, "distill.py", '"""', '"""Edited. ', of(*STRATEGIES))
     edit(finished, "score_ifeval.py", '"""', '"""Edited. ', {"score": 8, **TABLE})
+
+
+# What changes no result runs nothing; what one strategy uses runs its chain and the table.
+@pytest.mark.parametrize(
+    ("file", "old", "new", "expected"),
+    [
+        ("kdag/losses/divergences/akl.py", "Adaptive KL", "The adaptive KL", {}),
+        ("kdag/losses/divergences/skewed_fkl.py", "Skewed forward", "A skewed forward", of("skewed-fkl")),
+        ("kdag/losses/parameters.py", '    "taid"', '    "none": {},\n    "taid"', {}),
+        ("kdag/job/cli.py", "no space left", "no room left", {}),
+        ("kdag/job/gpu_lease.py", "LOG_LINES = 60.0", "LOG_LINES = 30.0", {}),
+        ("plan.py", "{:<16}", "{:<18}", {}),
+    ],
+)
+def test_an_edit_runs_what_it_changes_and_no_more(finished, file, old, new, expected):
+    edit(finished, file, old, new, expected)
+
+
+def test_a_new_divergence_runs_nothing(finished):
+    """The file and the line that docs/how-to.md shows."""
+    function, line, _ = (b for b in blocks("how-to.md", "python") if "hellinger" in b)
+    added = finished.folder / "workflow" / "scripts" / "kdag" / "losses" / "divergences" / "hellinger.py"
+    try:
+        added.write_text(function)
+        edit(finished, "kdag/losses/parameters.py", '    "taid"', f'    {line.strip()}\n    "taid"', {})
+    finally:
+        added.unlink()
 
 
 def test_new_import_in_a_script_is_seen(finished):

@@ -26,12 +26,12 @@ def frame():
 def cache(folder: Path, made: Path, dtype: str) -> None:
     import torch
 
-    from kdag import models
-    from kdag.manifest import write_manifest
-    from kdag.teacher_cache import write_head, write_part
+    from kdag.files.manifest import write_manifest
+    from kdag.models import head, load
+    from kdag.teacher.cache import write_head, write_part
 
-    model, rows = models.load_model(folder / "teacher", dtype), frame()
-    models.check_head(model, VOCABULARY)
+    model, rows = load.load_model(folder / "teacher", dtype), frame()
+    head.check_head(model, VOCABULARY)
     write_part(
         model,
         rows,
@@ -55,7 +55,7 @@ def cache(folder: Path, made: Path, dtype: str) -> None:
 
 
 def opened(made: Path):
-    from kdag.teacher_cache import TeacherCache
+    from kdag.teacher.cache import TeacherCache
 
     return TeacherCache(made / "manifest.json", "train", frame(), HASHES)
 
@@ -64,12 +64,13 @@ def train(folder: Path, made: Path) -> list[dict]:
     """LoRA in bf16 with the default settings, four steps of eight rows."""
     import gpu_shapes
 
-    from kdag import models, training
+    from kdag.models import load
+    from kdag.training import train
 
     settings = gpu_shapes.settings("distillation", batch_size=2, gradient_accumulation=4)
     with tempfile.TemporaryDirectory() as work:
-        _, log = training.train(
-            models.load_model(folder / "student", settings.dtype),
+        _, log = train.train(
+            load.load_model(folder / "student", settings.dtype),
             frame(),
             settings=settings,
             objective=gpu_shapes.objective(),

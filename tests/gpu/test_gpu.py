@@ -15,8 +15,9 @@ import pytest
 import steps
 import torch
 
-from kdag.distill_loss import distill_loss
-from kdag.divergence_params import PARAMETERS
+from kdag.losses.divergences import load
+from kdag.losses.fused import distill_loss
+from kdag.losses.parameters import PARAMETERS
 
 DEVICE = os.environ.get("KDAG_GPU_TESTS_ON", "cuda")
 pytestmark = [
@@ -55,7 +56,7 @@ def loss_and_gradients(given, device, divergence, **how):
     """(loss, gradient of the student's hidden states, of its head), as float64 on the CPU."""
     given = {name: tensor.to(device, copy=True) for name, tensor in given.items()}
     trained = [given[name].requires_grad_() for name in ("student_hidden", "student_head")]
-    loss, _ = distill_loss(**given, divergence=divergence, **GOAL, **how)
+    loss, _ = distill_loss(**given, divergence=load(divergence), **GOAL, **how)
     loss.backward()
     return loss.item(), *(tensor.grad.double().cpu() for tensor in trained)
 
@@ -100,7 +101,7 @@ def test_the_loss_needs_little_memory():
     given["student_hidden"].requires_grad_()
 
     def ours():
-        distill_loss(**given, divergence="fkl", divergence_params={}, **GOAL)[0].backward()
+        distill_loss(**given, divergence=load("fkl"), divergence_params={}, **GOAL)[0].backward()
 
     def dense():
         student = (given["student_hidden"] @ given["student_head"].t()).float()
@@ -181,7 +182,7 @@ def test_distilling_in_bf16_has_a_cpus_losses(cached, tiny_models):
 def test_greedy_answers_are_transformers_own(tiny_models, penalty):
     from transformers import AutoModelForCausalLM
 
-    from kdag import decoding
+    from kdag.evaluation import decoding
 
     folder, cap = tiny_models / "student", 24
     model, tokenizer = decoding.load_model(folder, "float32")
@@ -221,7 +222,7 @@ def test_greedy_answers_are_transformers_own(tiny_models, penalty):
 
 
 def test_decoding_in_bf16_stays_within_the_vocabulary(tiny_models):
-    from kdag import decoding
+    from kdag.evaluation import decoding
 
     model, tokenizer = decoding.load_model(tiny_models / "teacher", "bfloat16")
     answers, cut_off = decoding.decode_greedily(

@@ -76,7 +76,7 @@ def reference(tmp_path_factory) -> Project:
     raw["strategies"] = {name: raw["strategies"][name] for name in ("fkl", "skewed-rkl")}
     raw["distillation"]["epochs"] = 20
     (project.folder / "config.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
-    file = project.folder / "workflow" / "scripts" / "kdag" / "checkpoints.py"
+    file = project.folder / "workflow" / "scripts" / "kdag" / "training" / "checkpoints.py"
     often = re.sub(
         r"(?m)^SECONDS_BETWEEN_CHECKPOINTS = .*", "SECONDS_BETWEEN_CHECKPOINTS = 1", file.read_text()
     )

@@ -3,7 +3,8 @@
 # CONFIG          the validated configuration (kdag.config.Config)
 # MODELS          the ids of all models that are evaluated, in the table's order
 # TASKS           the names of the tasks beside IFEval
-# code(script)    the script and every module of ours that it imports: inputs, so that an edit reruns
+# code(script)    the script and every module of ours that it imports: inputs, so that an edit reruns; not
+#                 what only talks (kdag/job)
 # params(stage)   the stage's part of the configuration as one canonical JSON string
 # needs(stage)    the resources of a job: GPUs, memory, time; planned: seconds that it should take
 # model_home(id)  the folder with model/ and manifest.json of a model
@@ -17,15 +18,19 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 SCRIPTS = Path(workflow.basedir, "workflow", "scripts")
+TALK = SCRIPTS / "kdag" / "job"
 sys.path.insert(0, str(SCRIPTS))
 
-from kdag import cards, expected, model_files, yaml_file
-from kdag.config import load_config
-from kdag.errors import UserError
-from kdag.jobsize import host_mb, minutes, model_bytes
-from kdag.manifest import canonical_json, sha256_json
-from kdag.orphans import PREFIX, orphans, refusal
-from kdag.stages import home_of, model_ids, source_name, stage_params, student_ids
+from kdag.config import yaml_file
+from kdag.models import files
+from kdag.planning import expected, devices
+from kdag.config.load import load_config
+from kdag.job.errors import UserError
+from kdag.planning.jobsize import host_mb, minutes, model_bytes
+from kdag.files.hashes import canonical_json, sha256_json
+from kdag.operate.orphans import PREFIX, orphans, refusal
+from kdag.config.roster import home_of, model_ids, student_ids
+from kdag.config.stages import source_name, stage_params
 
 try:
     # What the YAML itself would not say: a key that stands twice.
@@ -44,15 +49,13 @@ except UserError as error:
 MODELS = model_ids(CONFIG)
 STUDENTS = student_ids(CONFIG)
 TASKS = list(CONFIG.evaluation.tasks)
+TRAININGS = ("sft_teacher", "sft_student", "distill")
 
 # `python` in a rule is the one that runs Snakemake, also where its environment is not activated.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.getenv("PATH", "")]))
 
 # Threads that wait by spinning starve the job beside them: 161 s instead of 28 s for one generation.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-# No parameter of a stage, as it changes no result.
-os.environ.update(KDAG_TENSORBOARD="1" if CONFIG.resources.tensorboard else "")
 
 # Snakemake's cache between workflows, for the teacher and its states: docs/cluster.md. It takes no rule that
 # is benchmarked, so while it is in use no rule is.
@@ -66,7 +69,7 @@ def code(script):
     files, todo = [], [SCRIPTS / f"{script}.py"]
     while todo:
         file = todo.pop(0)
-        if file in files or not file.is_file():
+        if file in files or not file.is_file() or file.parent == TALK:
             continue
         files.append(file)
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -80,6 +83,12 @@ def code(script):
                 ]
             todo += [SCRIPTS.joinpath(*name.split(".")).with_suffix(".py") for name in names]
     return [os.path.relpath(file) for file in files]
+
+
+def divergence_code(wildcards):
+    """The file of a strategy's divergence, and what it imports."""
+    name = CONFIG.strategies[wildcards.strategy].divergence
+    return code(f"kdag/losses/divergences/{name.replace('-', '_')}")
 
 
 def params(stage):
@@ -109,6 +118,7 @@ def needs(stage, models=("model",)):
     return {
         "gpu": gpus,
         **({"planned": planned} if gpus else {"gpu_model": ""}),
+        **({"tensorboard": int(CONFIG.resources.tensorboard)} if stage in TRAININGS else {}),
         "mem_mb": lambda wildcards, input, attempt: attempt * host_mb(weights(input), max(1, gpus)),
         "runtime": lambda wildcards, input, attempt: attempt * minutes(weights(input)),
     }
@@ -125,7 +135,7 @@ def planned_card():
     """The card that the jobs compute on: a cluster's by `gpu_model`, else this machine's. None: not known."""
     model = (workflow.resource_settings.default_resources or {}).get("gpu_model")
     if model is not None:
-        return cards.of_model(str(getattr(model, "raw", model)).strip("'\""))
+        return devices.of_model(str(getattr(model, "raw", model)).strip("'\""))
     return expected.card_here() if workflow.local_exec else None
 
 
@@ -150,7 +160,7 @@ def local_files(source):
     if source.source != "path":
         return []
     path = Path(source.path)
-    return [str(file) for file in (model_files.wanted(path) if path.is_dir() else [path])]
+    return [str(file) for file in (files.wanted(path) if path.is_dir() else [path])]
 
 
 TEACHER = fetched("models", "fetch_teacher")

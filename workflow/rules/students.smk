@@ -26,7 +26,7 @@ rule sft_student:
         config=params("sft_student"),
     shell:
         "python {input.code[0]} --name sft/seed{wildcards.seed}"
-        " --gpus {resources.gpu} --planned {resources.planned}"
+        " --gpus {resources.gpu} --planned {resources.planned} --tensorboard {resources.tensorboard}"
         " --config {params.config:q} --model {input.model:q} --train {input.train:q}"
         " --output {output.model:q} --log {output.log:q} --manifest {output.manifest:q} 2>&1 | tee {log:q}"
 
@@ -34,6 +34,7 @@ rule sft_student:
 rule distill:
     input:
         code=code("distill"),
+        divergence=divergence_code,
         data="<results>/data/manifest.json",
         train="<results>/data/train.parquet",
         base=f"{STUDENT}/manifest.json",
@@ -58,7 +59,7 @@ rule distill:
         config=params("distill"),
     shell:
         "python {input.code[0]} --name {wildcards.strategy}/seed{wildcards.seed}"
-        " --gpus {resources.gpu} --planned {resources.planned}"
+        " --gpus {resources.gpu} --planned {resources.planned} --tensorboard {resources.tensorboard}"
         " --config {params.config:q} --model {input.model:q} --train {input.train:q}"
         " --teacher {input.teacher:q} --expect-teacher {input.trained:q}"
         " --output {output.model:q} --log {output.log:q} --manifest {output.manifest:q} 2>&1 | tee {log:q}"

@@ -28,7 +28,7 @@ rule sft_teacher:
         config=params("sft_teacher"),
     shell:
         "python {input.code[0]} --name sft_teacher"
-        " --gpus {resources.gpu} --planned {resources.planned} --config {params.config:q}"
+        " --gpus {resources.gpu} --planned {resources.planned} --tensorboard {resources.tensorboard} --config {params.config:q}"
         " --model {input.model:q} --train {input.train:q} --output {output.model:q} --log {output.log:q}"
         " --manifest {output.manifest:q} 2>&1 | tee {log:q}"
 

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
-from kdag import answers, cli, comparisons, report
-from kdag.manifest import check_source, read_sealed, write_text
-from kdag.verdict import verdict
+from kdag.files.atomic import write_text
+from kdag.files.seals import check_source, read_sealed
+from kdag.job import cli
+from kdag.report import answers, comparisons, table
+from kdag.report.verdict import verdict
 
 
 def arguments():
@@ -38,7 +40,7 @@ def main(args):
 
     scores = {path.parent.name: read(path, path.parent.name) for path in args.scores}
     fidelity = {path.parent.name: read(path, path.parent.name) for path in args.fidelity}
-    report.refuse_mixture(rows, scores)
+    table.refuse_mixture(rows, scores)
     comparisons.check_same_prompts(rows, scores)
     tasks = {
         task: {
@@ -48,11 +50,11 @@ def main(args):
         }
         for task in args.config["tasks"]
     }
-    further = report.task_table(rows, tasks)
-    table = report.accuracy_table(rows, scores)
-    table = table.assign(**report.further(rows, further, lambda cell: cell["value"]))
-    closeness = report.fidelity_table(rows, fidelity)
-    write_text(args.csv, table.to_csv(index=False))
+    further = table.task_table(rows, tasks)
+    accuracies = table.accuracy_table(rows, scores)
+    accuracies = accuracies.assign(**table.further(rows, further, lambda cell: cell["value"]))
+    closeness = table.fidelity_table(rows, fidelity)
+    write_text(args.csv, accuracies.to_csv(index=False))
     write_text(args.tasks_csv, further.to_csv(index=False))
     write_text(args.fidelity_csv, closeness.to_csv(index=False))
     settings = args.config["statistics"]
@@ -71,9 +73,9 @@ def main(args):
     write_text(args.comparisons, tests.to_csv(index=False))
     write_text(args.seeds, spread.to_csv(index=False))
     write_text(args.verdict, words)
-    write_text(args.latex, report.latex(rows, table))
+    write_text(args.latex, table.latex(rows, accuracies))
     notes = answers.notes(rows, scores, draws=settings["draws"], seed=settings["seed"])
-    text = report.markdown(rows, table, cells, spread, closeness, words, scores, further, tasks, notes)
+    text = table.markdown(rows, accuracies, cells, spread, closeness, words, scores, further, tasks, notes)
     write_text(args.table, text)
 
 

@@ -10,10 +10,14 @@ import logging
 import shutil
 from pathlib import Path
 
-from kdag import cli, precision
-from kdag.config_training import TeacherCache as Settings
-from kdag.gpu_lease import leased
-from kdag.manifest import atomic_path, read_json, sha256_file, write_manifest
+from kdag.config import precision
+from kdag.config.training import TeacherCache as Settings
+from kdag.files.atomic import atomic_path
+from kdag.files.hashes import sha256_file
+from kdag.files.manifest import write_manifest
+from kdag.files.reading import read_json
+from kdag.job import arithmetic, cli, progress
+from kdag.job.gpu_lease import leased
 
 
 def share(text: str) -> tuple[int, int]:
@@ -38,9 +42,9 @@ def arguments():
 
 
 def main(args):
-    from kdag import models
-    from kdag.data import read_rows
-    from kdag.teacher_cache import file_rows, files_of_share
+    from kdag.data.rows import read_rows
+    from kdag.models import load
+    from kdag.teacher.cache import file_rows, files_of_share
 
     settings = Settings(**args.config)
     settings = settings.model_copy(update={"dtype": precision.settle(settings.dtype, "teacher_cache.dtype")})
@@ -74,9 +78,9 @@ def main(args):
         vocabulary_hash=subset["vocabulary_hash"],
         template_hash=subset["template_hash"],
         dtype=settings.dtype,
-        arithmetic=precision.recorded(),
+        arithmetic=arithmetic.recorded(),
         processor=precision.here().name,
-        device=models.device_name(),
+        device=load.device_name(),
     )
     if args.share == (0, 1):  # shares of an earlier run would keep their bytes on disk
         shutil.rmtree(folder.with_name("cache-shards"), ignore_errors=True)
@@ -84,14 +88,15 @@ def main(args):
 
 def write_files(args, settings, vocabulary, frames, files, stored, folder) -> list[Path]:
     """The files of this share, {part: numbers}, and with the very first of them the head."""
-    from kdag import models
-    from kdag.teacher_cache import count_tokens, file_rows, write_head, write_part
+    from kdag.models import load
+    from kdag.models.head import check_head, head_weight
+    from kdag.teacher.cache import count_tokens, file_rows, write_head, write_part
 
-    model = models.load_model(args.model, settings.dtype)
-    models.check_head(model, vocabulary)
-    head = models.head_weight(model, vocabulary).detach()
+    model = load.load_model(args.model, settings.dtype, gpus=args.gpus)
+    check_head(model, vocabulary)
+    head = head_weight(model, vocabulary).detach()
     parts = [frames[p].iloc[file_rows(n, settings.rows_per_shard)] for p in frames for n in files[p]]
-    pace = cli.Pace(sum(map(count_tokens, parts)))
+    pace = progress.Pace(sum(map(count_tokens, parts)))
     for part, frame in frames.items():
         with atomic_path(folder / part) as partial:
             write_part(
@@ -114,7 +119,7 @@ def write_files(args, settings, vocabulary, frames, files, stored, folder) -> li
 
 def encoder(store: str, head, settings: Settings):
     """hidden [n, d] -> what is stored of it. Fidelity reads held-out rows as they are."""
-    from kdag.teacher_storage import SCHEMES
+    from kdag.teacher.storage import SCHEMES
 
     encode = SCHEMES[store].encode
     match store:

@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
-from kdag import cli, models
-from kdag.manifest import atomic_path, sha256_file, write_manifest
+from kdag.files.atomic import atomic_path
+from kdag.files.hashes import sha256_file
+from kdag.files.manifest import write_manifest
+from kdag.job import cli
+from kdag.models import derive, load, save
 
 
 def arguments():
@@ -18,10 +21,10 @@ def arguments():
 
 def main(args):
     dtype = json.loads((args.teacher / "config.json").read_text()).get("dtype") or "float32"
-    model = models.load_model(args.teacher, dtype, to_device=False)
-    models.keep_layers(model, args.config["keep_layers"])
+    model = load.load_model(args.teacher, dtype, to_device=False)
+    derive.keep_layers(model, args.config["keep_layers"])
     with atomic_path(args.output) as partial:
-        models.save(model, models.load_tokenizer(args.teacher), partial)
+        save.save(model, load.load_tokenizer(args.teacher), partial)
     write_manifest(
         args.manifest,
         stage="derive_student",

@@ -3,14 +3,15 @@
 import json
 from pathlib import Path
 
-from kdag import backends, cli
-from kdag.config_section import checked
-from kdag.config_training import DistillationJob
-from kdag.parallel import one_process_per_gpu
+from kdag.config.section import checked
+from kdag.config.training import DistillationJob
+from kdag.job import cli
+from kdag.job.launching import one_process_per_gpu
+from kdag.training import backends
 
 
 def arguments():
-    parser = cli.parser(__doc__, gpus=True)
+    parser = cli.parser(__doc__, gpus=True, curves=True)
     parser.add_argument(
         "--config",
         type=json.loads,
@@ -35,11 +36,12 @@ def main(args):
     settings = checked(DistillationJob, args.config)
     backend = backends.start(settings.backend)  # before transformers is imported
 
-    from kdag.training import Objective
-    from kdag.training_stage import run_stage
+    from kdag.losses.divergences import load
+    from kdag.training.job import run_stage
+    from kdag.training.train import Objective
 
     objective = Objective(
-        divergence=settings.divergence,
+        divergence=load(settings.divergence),
         divergence_params=settings.divergence_params,
         kl_weight=settings.kl_loss_weight,
         temperature=settings.temperature,
@@ -47,7 +49,19 @@ def main(args):
         use_ce=settings.use_ce_loss,
     )
     run_stage(
-        "distill", args, settings, objective, teacher=args.teacher, backend=backend, section="distillation"
+        "distill",
+        settings,
+        objective,
+        start=args.model,
+        rows=args.train,
+        teacher=args.teacher,
+        expected_teacher=args.expect_teacher,
+        output=args.output,
+        log=args.log,
+        manifest=args.manifest,
+        backend=backend,
+        section="distillation",
+        tensorboard=bool(args.tensorboard),
     )
 
 

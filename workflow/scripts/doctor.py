@@ -18,8 +18,9 @@ import urllib.request
 from importlib import metadata
 from pathlib import Path
 
-from kdag import doctor, precision
-from kdag.doctor import OK, PROBLEM, WARNING, Finding
+from kdag.config import precision
+from kdag.operate import doctor
+from kdag.operate.doctor import OK, PROBLEM, WARNING, Finding
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 5  # how long an address may take to answer
@@ -104,10 +105,11 @@ def experiment(config: Path, on_cpu: bool) -> tuple[list[Finding], bool]:
     try:
         import yaml
 
-        from kdag import planner, yaml_file
-        from kdag.config import load_config
-        from kdag.errors import UserError
-        from kdag.stages import stage_params
+        from kdag.config import yaml_file
+        from kdag.config.load import load_config
+        from kdag.config.stages import stage_params
+        from kdag.job.errors import UserError
+        from kdag.planning import planner
     except ImportError:
         return [Finding(OK, "configuration", "looked at after make install")], False
     shown = os.path.relpath(config)

@@ -4,9 +4,14 @@ import json
 import logging
 from pathlib import Path
 
-from kdag import cli, tasks
-from kdag.gpu_lease import leased
-from kdag.manifest import read_json, sha256_beside, sha256_file, write_jsonl, write_sealed
+from kdag.evaluation.tasks import harness
+from kdag.files.atomic import write_jsonl
+from kdag.files.hashes import sha256_file
+from kdag.files.manifest import sha256_beside
+from kdag.files.reading import read_json
+from kdag.files.seals import write_sealed
+from kdag.job import cli
+from kdag.job.gpu_lease import leased
 
 
 def arguments():
@@ -21,12 +26,12 @@ def arguments():
 
 
 def main(args):
-    tasks.use_folder(args.task)
-    from kdag import generation  # seconds of imports, spent only once the arguments are good
+    harness.use_folder(args.task)
+    from kdag.evaluation import generation  # seconds of imports, spent only once the arguments are good
 
-    lm = generation.language_model(args.model, args.config)
+    lm = generation.language_model(args.model, args.config, args.gpus)
     logging.info("%s, %s, %s", args.config["task"]["name"], args.model, lm.settings()["backend"])
-    scores, samples = tasks.evaluate(lm, args.config["task"], args.task, read_json(args.fetched)["tasks"])
+    scores, samples = harness.evaluate(lm, args.config["task"], args.task, read_json(args.fetched)["tasks"])
     write_jsonl(args.output, samples)
     inputs = {"model": sha256_beside(args.model), "samples": sha256_file(args.output)}
     write_sealed(args.scores, {**scores, "inputs": inputs})

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from kdag import cli
-from kdag.errors import UserError
-from kdag.manifest import read_jsonl, sha256_file, write_jsonl, write_manifest
-from kdag.sources import fetching, package_file
+from kdag.data.sources import fetching, package_file
+from kdag.files.atomic import write_jsonl
+from kdag.files.hashes import sha256_file
+from kdag.files.manifest import write_manifest
+from kdag.files.reading import read_jsonl
+from kdag.job import cli
+from kdag.job.errors import UserError
 
 
 def arguments():

@@ -6,10 +6,12 @@ import os
 import shutil
 from pathlib import Path
 
-from kdag import cli, model_files
-from kdag.errors import UserError
-from kdag.manifest import atomic_path, write_manifest
-from kdag.sources import fetching, package_file
+from kdag.data.sources import fetching, package_file
+from kdag.files.atomic import atomic_path
+from kdag.files.manifest import write_manifest
+from kdag.job import cli
+from kdag.job.errors import UserError
+from kdag.models import files
 
 # Weights as safetensors only: a pickle can run code.
 
@@ -30,27 +32,27 @@ def from_hub(source: dict, output: Path) -> str:
     with fetching(f"model {source['id']}"):
         commit = HfApi().model_info(source["id"], revision=source["revision"]).sha
         snapshot_download(
-            source["id"], revision=commit, local_dir=download, allow_patterns=list(model_files.WANTED)
+            source["id"], revision=commit, local_dir=download, allow_patterns=list(files.WANTED)
         )
     shutil.rmtree(download / ".cache", ignore_errors=True)
-    model_files.check(download)
+    files.check(download)
     download.rename(output)
     return commit
 
 
 def from_directory(directory: Path, output: Path) -> None:
     """Link the files of a model directory: no second copy of large weights."""
-    files = model_files.wanted(directory)
-    model_files.check(directory)
+    linked = files.wanted(directory)
+    files.check(directory)
     with atomic_path(output) as partial:
         partial.mkdir()
-        for file in files:
+        for file in linked:
             (partial / file.name).symlink_to(file.resolve())
 
 
 def from_package(source: dict, output: Path) -> None:
     os.environ["TQDM_DISABLE"] = "1"
-    from kdag.models import from_gguf
+    from kdag.models.convert import from_gguf
 
     file = package_file(source["package"], source["file"])
     logging.info("turning %s into safetensors", file.name)

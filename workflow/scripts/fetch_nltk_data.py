@@ -11,9 +11,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from kdag import cli, ifeval
-from kdag.errors import UserError
-from kdag.manifest import atomic_path, write_manifest
+from kdag.evaluation.tasks import ifeval
+from kdag.files.atomic import atomic_path
+from kdag.files.manifest import write_manifest
+from kdag.job import cli
+from kdag.job.errors import UserError
 
 EXPECTED = ["Dr. Who came.", "He left."]
 

@@ -4,9 +4,11 @@ import json
 import logging
 from pathlib import Path
 
-from kdag import cli, tasks
-from kdag.manifest import atomic_path, write_manifest
-from kdag.sources import fetching
+from kdag.data.sources import fetching
+from kdag.evaluation.tasks import harness
+from kdag.files.atomic import atomic_path
+from kdag.files.manifest import write_manifest
+from kdag.job import cli
 
 
 def arguments():
@@ -20,8 +22,8 @@ def arguments():
 def main(args):
     with atomic_path(args.output) as partial, fetching(f"task {args.config['name']}"):
         partial.mkdir()
-        tasks.use_folder(partial)
-        described = tasks.fetch(args.config, partial)
+        harness.use_folder(partial)
+        described = harness.fetch(args.config, partial)
     write_manifest(
         args.manifest, stage="fetch_task", params=args.config, inputs={}, outputs=[], tasks=described
     )

@@ -6,9 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-from kdag import cli
-from kdag.errors import UserError
-from kdag.manifest import atomic_path, read_json, write_json
+from kdag.files.atomic import atomic_path, write_json
+from kdag.files.reading import read_json
+from kdag.job import cli
+from kdag.job.errors import UserError
 
 HEAD = "head.safetensors"
 NO_HARD_LINKS = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP)

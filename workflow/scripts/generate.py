@@ -10,9 +10,13 @@ import logging
 import os
 from pathlib import Path
 
-from kdag import cli
-from kdag.gpu_lease import leased
-from kdag.manifest import read_jsonl, sha256_beside, sha256_file, write_jsonl, write_sealed
+from kdag.files.atomic import write_jsonl
+from kdag.files.hashes import sha256_file
+from kdag.files.manifest import sha256_beside
+from kdag.files.reading import read_jsonl
+from kdag.files.seals import write_sealed
+from kdag.job import cli
+from kdag.job.gpu_lease import leased
 
 
 def arguments():
@@ -32,9 +36,9 @@ def main(args):
     docs = read_jsonl(args.prompts)
     if args.nltk_data:
         os.environ["NLTK_DATA"] = str(args.nltk_data)
-    from kdag import generation  # seconds of imports, spent only once the arguments are good
+    from kdag.evaluation import generation  # seconds of imports, spent only once the arguments are good
 
-    lm = generation.language_model(args.model, args.config)
+    lm = generation.language_model(args.model, args.config, args.gpus)
     logging.info("%d prompts, %s, %s", len(docs), args.model, json.dumps(args.config))
     samples, settings = generation.generate(lm, docs)
     cut_off = sum(sample["cut_off"] for sample in samples)

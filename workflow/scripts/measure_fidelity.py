@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
-from kdag import cli
-from kdag.gpu_lease import leased
-from kdag.manifest import read_json, sha256_file, write_sealed
+from kdag.files.hashes import sha256_file
+from kdag.files.reading import read_json
+from kdag.files.seals import write_sealed
+from kdag.job import cli, progress
+from kdag.job.gpu_lease import leased
 
 
 def arguments():
@@ -23,23 +25,24 @@ def main(args):
     import numpy as np
     import torch
 
-    from kdag import models, precision
-    from kdag.data import answer_tokens, read_rows
-    from kdag.fidelity import fidelity
-    from kdag.teacher_cache import TeacherCache, answer_states, count_tokens
+    from kdag.config import precision
+    from kdag.data.rows import answer_tokens, read_rows
+    from kdag.evaluation.fidelity import fidelity
+    from kdag.models import head, load
+    from kdag.teacher.cache import TeacherCache, answer_states, count_tokens
 
     frame = read_rows(args.heldout)
     cache = TeacherCache(args.cache, "heldout", frame, read_json(args.heldout.parent / "manifest.json"))
     vocabulary = len(cache.head)
     dtype = precision.settle(args.config["dtype"], "evaluation.dtype")
-    pace = cli.Pace(count_tokens(frame) * len({args.untrained, args.model}))
+    pace = progress.Pace(count_tokens(frame) * len({args.untrained, args.model}))
 
     def states_and_head(directory):
-        model = models.load_model(directory, dtype)
+        model = load.load_model(directory, dtype, gpus=args.gpus)
         hidden = dict(answer_states(model, frame, 8192, f"rows through {directory.parent.name}", pace))
         return (
             torch.cat([hidden[i].cpu() for i in range(len(frame))]),
-            models.head_weight(model, vocabulary).detach().to(models.device(), copy=True),
+            head.head_weight(model, vocabulary).detach().to(load.device(), copy=True),
         )
 
     untrained = states_and_head(args.untrained)
@@ -47,7 +50,7 @@ def main(args):
     measures = fidelity(
         *student,
         torch.cat([cache.row(i)["hidden"] for i in range(len(frame))]),
-        cache.head.to(models.device()),
+        cache.head.to(load.device()),
         untrained,
         torch.from_numpy(np.concatenate([*map(answer_tokens, frame["targets"])])).long(),
     )

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from kdag import cli, orphans
+from kdag.job import cli
+from kdag.operate import orphans
 
 
 def arguments():

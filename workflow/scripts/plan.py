@@ -9,19 +9,23 @@ computed and how far from measurements it is.
 import textwrap
 from pathlib import Path
 
-from kdag import cards, cli, planner, yaml_file
-from kdag.cards import GIB, Shape
-from kdag.config import Config
-from kdag.errors import UserError
-from kdag.expected import counted
-from kdag.manifest import read_json, write_json
-from kdag.stages import source_name, stage_params
+from kdag.config import yaml_file
+from kdag.config.experiment import Config
+from kdag.config.stages import source_name, stage_params
+from kdag.files.atomic import write_json
+from kdag.files.reading import read_json
+from kdag.job import cli
+from kdag.job.errors import UserError
+from kdag.planning import devices, planner
+from kdag.planning.devices import GIB
+from kdag.planning.expected import counted
+from kdag.planning.shapes import Shape
 
 
 def arguments():
     parser = cli.parser(__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, default=Path("config.yaml"), help="the experiment")
-    parser.add_argument("--card", choices=cards.CARDS, default="H200", help="what every job computes on")
+    parser.add_argument("--card", choices=devices.CARDS, default="H200", help="what every job computes on")
     parser.add_argument("--memory", type=float, help="GiB that the card has, instead of its data sheet's")
     parser.add_argument("--teacher-config", type=Path, help="config.json of the teacher")
     parser.add_argument("--student-config", type=Path, help="config.json of the student")
@@ -108,7 +112,7 @@ def described(plan, total, card, tokens, few: tuple[str, str] | None) -> str:
         f"{tokens['generated']['student']} (student) tokens in the mean, assumed",
         "",
         "assumed:",
-        *(f"  {line}" for line in cards.assumptions(card)),
+        *(f"  {line}" for line in devices.assumptions(card)),
     ]
     for entry in plan:
         if entry["too_large"]:
@@ -124,7 +128,7 @@ def described(plan, total, card, tokens, few: tuple[str, str] | None) -> str:
 
 def main(args):
     config = yaml_file.read_config(args.config)
-    card = cards.of_name(args.card, args.memory)
+    card = devices.of_name(args.card, args.memory)
     teacher = shape_of(config, "teacher", args.teacher_config, args.models)
     derive = config.student.derive
     if derive:
@@ -137,7 +141,7 @@ def main(args):
     few = planner.too_few_steps(config, tokens["train"]["rows"])
     print(described(plan, total, card, tokens, few))
     if args.output:
-        assumed = cards.assumptions(card)
+        assumed = devices.assumptions(card)
         write_json(
             args.output,
             {"card": card.name, "stages": plan, "total": total, "tokens": tokens, "assumed": assumed},

@@ -10,10 +10,15 @@ import logging
 import os
 from pathlib import Path
 
-from kdag import cli, model_card, yaml_file
-from kdag.errors import UserError, missing
-from kdag.manifest import atomic_path, read_json, verify_files
-from kdag.stages import home_of, stage_params, student_ids
+from kdag.config import yaml_file
+from kdag.config.roster import home_of, student_ids
+from kdag.config.stages import stage_params
+from kdag.files.atomic import atomic_path
+from kdag.files.manifest import verify_files
+from kdag.files.reading import read_json
+from kdag.job import cli
+from kdag.job.errors import UserError, missing
+from kdag.report import model_card
 
 
 def arguments():

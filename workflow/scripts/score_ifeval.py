@@ -7,9 +7,11 @@ python workflow/scripts/score_ifeval.py --prompts prompts.jsonl --responses samp
 import logging
 from pathlib import Path
 
-from kdag import cli, ifeval
-from kdag.errors import UserError
-from kdag.manifest import check_source, read_json, read_jsonl, read_sealed, write_sealed
+from kdag.evaluation.tasks import ifeval
+from kdag.files.reading import read_json, read_jsonl
+from kdag.files.seals import check_source, read_sealed, write_sealed
+from kdag.job import cli
+from kdag.job.errors import UserError
 
 
 def arguments():

@@ -8,8 +8,10 @@ import json
 import logging
 from pathlib import Path
 
-from kdag import cli, ifeval
-from kdag.manifest import read_jsonl, write_jsonl
+from kdag.evaluation.tasks import ifeval
+from kdag.files.atomic import write_jsonl
+from kdag.files.reading import read_jsonl
+from kdag.job import cli
 
 
 def arguments():

@@ -3,14 +3,15 @@
 import json
 from pathlib import Path
 
-from kdag import backends, cli
-from kdag.config_section import checked
-from kdag.config_training import TeacherTraining
-from kdag.parallel import one_process_per_gpu
+from kdag.config.section import checked
+from kdag.config.training import TeacherTraining
+from kdag.job import cli
+from kdag.job.launching import one_process_per_gpu
+from kdag.training import backends
 
 
 def arguments():
-    parser = cli.parser(__doc__, gpus=True)
+    parser = cli.parser(__doc__, gpus=True, curves=True)
     parser.add_argument("--config", type=json.loads, default={}, help="training keys and seed")
     parser.add_argument("--model", type=Path, required=True, help="model directory to start from")
     parser.add_argument("--train", type=Path, required=True, help="train.parquet")
@@ -24,11 +25,23 @@ def main(args):
     settings = checked(TeacherTraining, args.config)
     backend = backends.start(settings.backend)  # before transformers is imported
 
-    from kdag.training import Objective
-    from kdag.training_stage import run_stage
+    from kdag.training.job import run_stage
+    from kdag.training.train import Objective
 
     section = "teacher_training" if args.name == "sft_teacher" else "distillation"
-    run_stage("sft", args, settings, Objective(), teacher=None, backend=backend, section=section)
+    run_stage(
+        "sft",
+        settings,
+        Objective(),
+        start=args.model,
+        rows=args.train,
+        output=args.output,
+        log=args.log,
+        manifest=args.manifest,
+        backend=backend,
+        section=section,
+        tensorboard=bool(args.tensorboard),
+    )
 
 
 if __name__ == "__main__":

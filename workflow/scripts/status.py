@@ -9,8 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kdag import cli, status
-from kdag.errors import UserError
+from kdag.job import cli
+from kdag.job.errors import UserError
+from kdag.operate import status
 
 
 def arguments():

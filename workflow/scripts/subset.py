@@ -4,11 +4,15 @@ import json
 import logging
 from pathlib import Path
 
-from kdag import cli, data
-from kdag.config_section import checked
-from kdag.config_sources import Data
-from kdag.errors import UserError
-from kdag.manifest import atomic_path, read_jsonl, sha256_file, write_manifest
+from kdag.config.section import checked
+from kdag.config.sources import Data
+from kdag.data import rows, template
+from kdag.files.atomic import atomic_path
+from kdag.files.hashes import sha256_file
+from kdag.files.manifest import write_manifest
+from kdag.files.reading import read_jsonl
+from kdag.job import cli
+from kdag.job.errors import UserError
 
 
 def arguments():
@@ -39,27 +43,27 @@ def main(args):
         outputs=[args.train, args.heldout],
         report=report,
         vocabulary_size=len(tokenizer),
-        vocabulary_hash=data.vocabulary_hash(tokenizer),
-        template_hash=data.template_hash(tokenizer),
+        vocabulary_hash=template.vocabulary_hash(tokenizer),
+        template_hash=template.template_hash(tokenizer),
     )
 
 
 def encode_rows(args, settings: Data):
-    from kdag import models
+    from kdag.models import load
 
-    teacher, student = models.load_tokenizer(args.teacher), models.load_tokenizer(args.student)
-    data.check_pair(teacher, student)
-    ends = [models.end_ids(*pair) for pair in ((args.teacher, teacher), (args.student, student))]
+    teacher, student = load.load_tokenizer(args.teacher), load.load_tokenizer(args.student)
+    template.check_pair(teacher, student)
+    ends = [load.end_ids(*pair) for pair in ((args.teacher, teacher), (args.student, student))]
     if ends[0] != ends[1]:
         raise UserError(
             f"teacher and student end an answer with different tokens, {sorted(ends[0])} and "
             f"{sorted(ends[1])}: make eos_token_id in their generation_config.json the same"
         )
-    train, heldout, report = data.subset(
+    train, heldout, report = rows.subset(
         read_jsonl(args.rows),
         student,
         ends[0],
-        fields=data.Fields(settings.instruction_field, settings.input_field, settings.output_field),
+        fields=rows.Fields(settings.instruction_field, settings.input_field, settings.output_field),
         train_rows=settings.train_rows,
         heldout_rows=settings.heldout_rows,
         max_tokens=settings.max_tokens,

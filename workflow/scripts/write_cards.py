@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
-from kdag import cli, model_card
-from kdag.config import load_config
-from kdag.manifest import write_text
-from kdag.stages import student_ids
+from kdag.config.experiment import Config
+from kdag.config.roster import student_ids
+from kdag.config.section import checked
+from kdag.files.atomic import write_text
+from kdag.job import cli
+from kdag.report import model_card
 
 
 def arguments():
@@ -18,7 +20,7 @@ def arguments():
 
 
 def main(args):
-    config, results = load_config(args.config), args.data.parents[1]
+    config, results = checked(Config, args.config), args.data.parents[1]
     for model, output in zip(["teacher", *student_ids(config)], args.output, strict=True):
         text = model_card.of_model(config, results, model, place=(output.parent / "model").as_posix())
         write_text(output, text)

@@ -7,13 +7,18 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from kdag import answers, cards, cli, html_report, planner
-from kdag.cards import Shape
-from kdag.config import load_config
-from kdag.errors import UserError
-from kdag.expected import counted
-from kdag.manifest import check_source, read_json, read_jsonl, read_sealed, write_json, write_text
-from kdag.stages import shown
+from kdag.config.experiment import Config
+from kdag.config.section import checked
+from kdag.config.stages import shown
+from kdag.files.atomic import write_json, write_text
+from kdag.files.reading import read_json, read_jsonl
+from kdag.files.seals import check_source, read_sealed
+from kdag.job import cli
+from kdag.job.errors import UserError
+from kdag.planning import devices, planner
+from kdag.planning.expected import counted
+from kdag.planning.shapes import Shape
+from kdag.report import answers, page
 
 
 def arguments():
@@ -45,7 +50,7 @@ def main(args):
     benchmarks = sorted((results / "benchmarks").rglob("*.tsv"))
     plan = predicted(configuration, args.manifests, results)
     write_json(args.plan, plan)
-    page = html_report.render(
+    html = page.render(
         args.template,
         experiment=configuration["experiment"],
         rows=rows,
@@ -56,10 +61,10 @@ def main(args):
         cells=pd.read_csv(args.intervals),
         comparisons=pd.read_csv(args.comparisons),
         tasks=pd.read_csv(args.tasks),
-        verdict=html_report.blocks(args.verdict.read_text(encoding="utf-8")),
+        verdict=page.blocks(args.verdict.read_text(encoding="utf-8")),
         notes=answers.notes(rows, scores, draws=statistics["draws"], seed=statistics["seed"]),
         alpha=statistics["alpha"],
-        costs=html_report.costs(
+        costs=page.costs(
             {str(p.relative_to(results / "benchmarks"))[:-4]: p for p in benchmarks}, plan["stages"]
         ),
         card=plan["card"],
@@ -69,17 +74,17 @@ def main(args):
             {key: manifest[key] for key in ("device", "processor", "dtype")} | manifest["versions"], indent=2
         ),
     )
-    write_text(args.output, page)
+    write_text(args.output, html)
     logging.info("%s, %.1f MB", args.output, args.output.stat().st_size / 1e6)
 
 
 def predicted(raw: dict, manifests: list[Path], results: Path) -> dict:
     """What `make plan` would have said of this experiment on this machine; no stages where it knows neither
     the card nor the architecture."""
-    config = load_config(raw)
+    config = checked(Config, raw)
     device = read_json(manifests[0])["device"]
     try:
-        card = cards.of_device(device)
+        card = devices.of_device(device)
         teacher, student, *_ = (
             Shape.from_config(read_json(path.parent / "model" / "config.json")) for path in manifests
         )

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from kdag import cli
-from kdag.config import Config
-from kdag.manifest import write_json
+from kdag.config.experiment import Config
+from kdag.files.atomic import write_json
+from kdag.job import cli
+from kdag.losses.parameters import PARAMETERS
 
 SCHEMA = Path(__file__).parents[1] / "schemas" / "config.schema.json"
 
@@ -15,8 +16,15 @@ def arguments():
     return parser
 
 
+def schema() -> dict:
+    """Of the sections, with the names that the table of parameters knows."""
+    made = Config.model_json_schema()
+    made["$defs"]["Strategy"]["properties"]["divergence"]["enum"] = list(PARAMETERS)
+    return made
+
+
 def main(args):
-    write_json(args.output, Config.model_json_schema())
+    write_json(args.output, schema())
 
 
 if __name__ == "__main__":

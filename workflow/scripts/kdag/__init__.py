@@ -1,1 +1,0 @@
-"""kdag: the library that the stages of the workflow share."""

@@ -1,0 +1,55 @@
+"""The section `evaluation`: IFEval, how answers are made, and further tasks."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from kdag.config.section import Dtype, Number, Section, refuse_braces
+from kdag.config.sources import Prompts
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+
+class Task(Section):
+    """A further task of lm-eval, whose metrics become columns of the table."""
+
+    limit: int | None = Field(None, gt=0, description="the first n documents of each part; null: all")
+    num_fewshot: int | None = Field(None, ge=0, description="worked examples; null: as the task says")
+    chat_template: bool = Field(True, description="false: the task's text as it is")
+    path: str | None = Field(None, description="folder with the YAML of a task that lm-eval does not have")
+
+    @model_validator(mode="after")
+    def _path_is_there(self):
+        refuse_braces(self.path)
+        if self.path and not Path(self.path).is_dir():
+            raise ValueError(f"no such folder: {self.path}")
+        return self
+
+
+class Evaluation(Section):
+    """IFEval, generated greedily and alike for every row of the table."""
+
+    prompts: Prompts = Field(default_factory=Prompts)
+    limit: int | None = Field(None, gt=0, description="the first n prompts, for every model; null: all")
+    max_new_tokens: int = Field(1280, gt=0)
+    backend: Literal["transformers", "vllm"] = Field(
+        "transformers", description="vllm: faster on a GPU, in an environment of its own (docs/gpu.md)"
+    )
+    batch_size: int = Field(64, gt=0, description="prompts per forward pass; pinned, as bf16 sees it")
+    repetition_penalty: Number = Field(1.0, ge=1, le=2, description="1: none")
+    dtype: Dtype = "auto"
+    tasks: dict[Annotated[str, Field(pattern=NAME)], Task] = Field(
+        default_factory=dict, description="further tasks, by lm-eval's names, or ifbench"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_tasks(cls, values):
+        """`arc_easy:` alone, and a list of names, mean the defaults."""
+        tasks = values.get("tasks") if isinstance(values, dict) else None
+        if isinstance(tasks, list) and all(isinstance(task, str) for task in tasks):
+            tasks = dict.fromkeys(tasks)
+        if isinstance(tasks, dict):
+            values = {**values, "tasks": {k: {} if v is None else v for k, v in tasks.items()}}
+        return values

@@ -1,0 +1,87 @@
+"""The configuration: one section per stage, the only source of defaults and checks.
+
+A stage's parameters are exactly what can change its result. `stage_params` hands each job its own part
+as a plain dict; the workflow turns that into one canonical JSON string, which is both what Snakemake
+compares and what a stage script takes with --config.
+
+Each section has a module of its own, which its stages import and no other: a new key of the evaluation is no
+change of the code that trains. load.py reads a whole configuration.
+"""
+
+import re
+from typing import Annotated
+
+from pydantic import Field, ValidationError, model_validator
+
+from kdag.config.evaluation import NAME, Evaluation
+from kdag.config.resources import Resources
+from kdag.config.section import Section, error_lines
+from kdag.config.sources import Data, Student, Teacher
+from kdag.config.statistics import Statistics
+from kdag.config.strategies import Strategy
+from kdag.config.training import Distillation, TeacherCache, TeacherTraining
+
+LONGEST_NAME = 100  # characters; a file's name may have 255, and further words are put to these
+# Rows that every table has; a strategy cannot take their names.
+BASELINES = ("teacher-untrained", "teacher", "student-untrained", "sft")
+
+
+class Config(Section):
+    """One experiment."""
+
+    experiment: str = Field("default", pattern=NAME, description="results/<experiment>/ holds all of it")
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
+        [0], min_length=1, description="every student is trained once per seed"
+    )
+    data: Data
+    teacher: Teacher
+    teacher_training: TeacherTraining = Field(default_factory=TeacherTraining)
+    teacher_cache: TeacherCache = Field(default_factory=TeacherCache)
+    student: Student
+    distillation: Distillation = Field(default_factory=Distillation)
+    strategies: dict[str, Strategy] = Field(min_length=1)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    statistics: Statistics = Field(default_factory=Statistics)
+    resources: Resources = Field(default_factory=Resources)
+
+    @model_validator(mode="after")
+    def _names_and_overrides(self):
+        for name in self.strategies:
+            if not re.fullmatch(NAME, name) or re.search(r"-seed\d+$", name):
+                raise ValueError(
+                    f"strategies: the name {name!r} may hold letters, digits, '.', '_' and '-', "
+                    "starts with a letter or digit and does not end in -seed<number>"
+                )
+            if name in BASELINES or name.startswith("."):
+                raise ValueError(f"strategies: {name!r} is the name of a baseline row")
+            try:
+                self.distillation_of(name)
+            except ValidationError as error:
+                raise ValueError(
+                    f"strategies.{name}: {'; '.join(error_lines(error, Distillation))}"
+                ) from error
+        self._passes_are_shared_out()
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds: each seed once, got {self.seeds}")
+        if long := [name for name in (self.experiment, *self.strategies) if len(name) > LONGEST_NAME]:
+            raise ValueError(f"the name {long[0][:20]}... has {len(long[0])} characters of {LONGEST_NAME}")
+        return self
+
+    def _passes_are_shared_out(self):
+        """The forward passes of a step go to the GPUs of a job in equal shares."""
+        gpus = self.resources.gpus
+        jobs = [
+            ("teacher_training", self.teacher_training, "sft_teacher"),
+            ("distillation", self.distillation, "sft_student"),
+            *((f"strategies.{name}", self.distillation_of(name), "distill") for name in self.strategies),
+        ]
+        for section, training, stage in jobs:
+            passes, count = training.gradient_accumulation, getattr(gpus, stage)
+            if passes % count:
+                raise ValueError(
+                    f"{section}.gradient_accumulation: {passes} forward passes cannot be shared out evenly "
+                    f"to resources.gpus.{stage}: {count}"
+                )
+
+    def distillation_of(self, strategy: str) -> Distillation:
+        return Distillation(**self.distillation.model_dump() | self.strategies[strategy].overrides())

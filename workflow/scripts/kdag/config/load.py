@@ -1,0 +1,82 @@
+"""The configuration as it is read: every mistake at once, the divergences' parameters filled in.
+
+Stages are given parts of what comes out of here and import neither this nor the table of the parameters.
+"""
+
+from pydantic import ValidationError
+
+from kdag.config.experiment import Config
+from kdag.config.section import error_lines, suggestion
+from kdag.config.sweeps import expand_sweeps
+from kdag.config.training import Distillation
+from kdag.job.errors import UserError
+from kdag.losses import divergences
+from kdag.losses.parameters import PARAMETERS, resolve
+
+
+def load_config(raw: dict) -> Config:
+    """Check the whole configuration. UserError has one line per mistake, all of them at once."""
+    strategies, lines = {}, []
+    if isinstance(raw, dict) and isinstance(raw.get("strategies"), dict):
+        try:
+            strategies = expand_sweeps(raw["strategies"])
+        except ValueError as error:
+            lines.append(str(error))
+        for name, strategy in strategies.items():
+            try:
+                strategies[name] = with_parameters(strategy)
+            except ValueError as error:
+                lines.append(f"strategies.{name}{error}")
+        raw = {**raw, "strategies": strategies or raw["strategies"]}
+    try:
+        config = Config.model_validate(raw)
+    except ValidationError as error:
+        lines += error_lines(error, Config)
+    if not lines:
+        lines = truncated(config)
+    if lines:
+        raise UserError("\n".join(lines))
+    return config
+
+
+def with_parameters(strategy):
+    """A strategy with every parameter of its divergence; ValueError, to be put behind its name."""
+    if not isinstance(strategy, dict) or not isinstance(strategy.get("divergence"), str):
+        return strategy  # which `Strategy` refuses
+    name = strategy["divergence"]
+    if name not in PARAMETERS:
+        *others, last = map(repr, PARAMETERS)
+        raise ValueError(f".divergence: Input should be {', '.join(others)} or {last} (got {name!r})")
+    own = [key for key in strategy if key != "divergence" and key not in Distillation.model_fields]
+    if unknown := [key for key in own if key not in PARAMETERS[name]]:
+        allowed = [*PARAMETERS[name], *Distillation.model_fields]
+        raise ValueError(
+            f": `{unknown[0]}` is neither a parameter of {name} nor a key of distillation"
+            f"{suggestion(str(unknown[0]), allowed)}"
+        )
+    try:
+        return strategy | resolve(name, {key: number(key, strategy[key]) for key in own})
+    except ValueError as error:
+        raise ValueError(f": {error}") from error
+
+
+def number(key: str, value) -> float:
+    """YAML 1.1 reads 1e-4 as text."""
+    try:
+        if not isinstance(value, bool):
+            return float(value)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"`{key}` must be a number, got {value!r}")
+
+
+def truncated(config: Config) -> list[str]:
+    """What is wrong with strategies whose divergence has no bound where the teacher's tail was cut off."""
+    if config.teacher_cache.store != "topk" or config.teacher_cache.tail != "renormalised":
+        return []
+    return [
+        f"strategies.{name}: {strategy.divergence} asks for the teacher where the student has mass, and "
+        "teacher_cache.tail renormalised has none there; take bucket, or store: hidden"
+        for name, strategy in config.strategies.items()
+        if divergences.load(strategy.divergence).whole_teacher(**strategy.divergence_params())
+    ]

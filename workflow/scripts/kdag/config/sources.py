@@ -1,0 +1,162 @@
+"""The sections that say where models, rows and prompts come from."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_serializer, model_validator
+
+from kdag.config.section import Section, refuse_braces
+
+IFEVAL_KEYS = ("key", "prompt", "instruction_id_list", "kwargs")
+
+
+class Source(Section):
+    """Where a model or a data set comes from: a hub, a path, or a file that an installed package ships."""
+
+    source: Literal["hub", "path", "package"] = Field("hub", description="where it comes from")
+    id: str | None = Field(None, description="hub: the repository, owner/name")
+    revision: str | None = Field(
+        None, description="hub: commit, branch or tag; null: the newest when fetched, recorded"
+    )
+    path: str | None = Field(None, description="path: a file or model directory on this machine")
+    package: str | None = Field(None, description="package: the installed distribution's name")
+    file: str | None = Field(None, description="package: the file inside it")
+
+    @model_validator(mode="after")
+    def _source_has_its_keys(self):
+        wanted = {"hub": {"id"}, "path": {"path"}, "package": {"package", "file"}}[self.source]
+        optional = {"revision"} if self.source == "hub" else set()
+        given = {k for k in ("id", "revision", "path", "package", "file") if getattr(self, k)}
+        if missing := sorted(wanted - given):
+            raise ValueError(f"source {self.source} needs {', '.join(missing)}")
+        if extra := sorted(given - wanted - optional):
+            raise ValueError(f"source {self.source} does not take {', '.join(extra)}")
+        refuse_braces(self.path)
+        if self.source == "path" and not Path(self.path).exists():
+            raise ValueError(f"no such file or directory: {self.path}")
+        return self
+
+
+class DataSource(Source):
+    split: str = Field("train", description="hub: the split")
+
+    @model_validator(mode="after")
+    def _path_is_a_file(self):
+        if self.source == "path" and Path(self.path).is_dir():
+            raise ValueError(f"{self.path} is a directory; a .json, .jsonl or .parquet file is needed")
+        return self
+
+
+class ModelSource(Source):
+    @model_validator(mode="after")
+    def _path_is_a_directory(self):
+        if self.source == "path" and self.path and not Path(self.path).is_dir():
+            raise ValueError(f"{self.path} is a file; a model directory is needed")
+        return self
+
+
+def first_row(path: str) -> dict | None:
+    """Of a JSON Lines file; None where the stage that reads all of it will have to say what is wrong."""
+    if not path.endswith(".jsonl"):
+        return None
+    try:
+        with open(path, encoding="utf-8") as lines:
+            row = json.loads(lines.readline())
+    except (OSError, ValueError):
+        return None
+    return row if isinstance(row, dict) and row else None
+
+
+class Data(DataSource):
+    """The instruction rows."""
+
+    instruction_field: str = Field("instruction", description="the column with the instruction")
+    input_field: str | None = Field(
+        "input", description="the column with further input, put below the instruction; null: none"
+    )
+    output_field: str = Field("output", description="the column with the answer to learn")
+    train_rows: int = Field(1000, gt=0, description="rows to train on: the first ones")
+    heldout_rows: int = Field(100, gt=0, description="rows after those, for fidelity; never trained on")
+    max_tokens: int = Field(2048, ge=16, description="longest row, prompt and answer, in tokens")
+    overlong: Literal["drop", "truncate", "error"] = Field(
+        "drop", description="a longer row is left out, cut at max_tokens (losing its end), or an error"
+    )
+
+    @model_validator(mode="after")
+    def _columns_differ(self):
+        columns = [f for f in (self.instruction_field, self.input_field, self.output_field) if f]
+        if len(set(columns)) < len(columns):
+            raise ValueError(
+                f"instruction_field, input_field and output_field name one column twice: {', '.join(columns)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _first_row_has_the_columns(self):
+        row = first_row(self.path) if self.source == "path" else None
+        for key in ("instruction_field", "output_field") if row else ():
+            if getattr(self, key) not in row:
+                known = ", ".join(map(str, row))
+                raise ValueError(
+                    f"{key}: {self.path} has no {getattr(self, key)!r}; its first row has {known}"
+                )
+        return self
+
+
+class Teacher(ModelSource):
+    """The large model."""
+
+    online: bool = Field(
+        False, description="run the teacher beside every student instead of reading its cache"
+    )
+
+
+class Derive(Section):
+    """A student made from the teacher's own untrained network."""
+
+    from_: Literal["teacher"] = Field("teacher", alias="from")
+    keep_layers: int = Field(gt=0, description="transformer layers kept, evenly spaced")
+
+
+class Student(ModelSource):
+    """The small model: a source of its own, or cut from the teacher."""
+
+    derive: Derive | None = Field(None, description="cut the student from the teacher instead")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _derived_has_no_source(cls, values):
+        if isinstance(values, dict) and values.get("derive"):
+            if extra := sorted(k for k in values if k != "derive" and values[k] is not None):
+                raise ValueError(f"derive stands alone; remove {', '.join(extra)}")
+        return values
+
+    @model_validator(mode="after")
+    def _source_has_its_keys(self):
+        return self if self.derive else super()._source_has_its_keys()
+
+    @model_serializer(mode="wrap")
+    def _derive_stands_alone(self, dump):
+        """What can be read back: a derived student has no source, not even the default."""
+        return {"derive": dump(self)["derive"]} if self.derive else dump(self)
+
+
+class Prompts(DataSource):
+    id: str | None = "google/IFEval"
+
+    @model_validator(mode="after")
+    def _first_row_is_ifeval_s(self):
+        row = first_row(self.path) if self.source == "path" else None
+        if row and (lacking := [key for key in IFEVAL_KEYS if key not in row]):
+            raise ValueError(
+                f"{self.path}: the first row has no {', '.join(lacking)}; docs/how-to.md shows a row"
+            )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _id_is_the_hub_s(cls, values):
+        if isinstance(values, dict) and values.get("source", "hub") != "hub":
+            values = {"id": None, **values}
+        return values

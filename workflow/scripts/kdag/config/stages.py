@@ -1,0 +1,100 @@
+"""What each job sees of the configuration, and which models a configuration makes.
+
+The workflow's side of the configuration: nothing that trains or measures imports this, so that a change of
+the DAG's shape is no change of that code.
+"""
+
+import re
+from pathlib import Path
+
+from kdag.config.experiment import Config
+from kdag.config.roster import table_rows
+from kdag.config.sources import DataSource, Source
+from kdag.config.training import DistillationJob, Training
+from kdag.files.hashes import sha256_json
+
+
+def fetch_params(source: Source) -> dict:
+    """What decides which bytes are fetched."""
+    keys = DataSource.model_fields if isinstance(source, DataSource) else Source.model_fields
+    return {key: getattr(source, key) for key in keys}
+
+
+def source_name(source: dict) -> str:
+    """The folder's name below resources/<kind> of a fetched source: no other source has it."""
+    named = source["id"] or source["path"] or source["file"]
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", Path(named).stem if source["path"] else Path(named).name)
+    return f"{name.strip('-')}-{sha256_json(source)[:8]}"
+
+
+def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str = 0, task: str = "") -> dict:
+    """The part of the configuration that the result of one job of `stage` depends on."""
+    training = {key: getattr(config.distillation, key) for key in Training.model_fields}
+    match stage:
+        case "fetch_teacher":
+            return fetch_params(config.teacher)
+        case "fetch_student":
+            return fetch_params(config.student)
+        case "fetch_dataset":
+            return fetch_params(config.data)
+        case "fetch_prompts":
+            return fetch_params(config.evaluation.prompts)
+        case "derive_student":
+            return config.student.derive.model_dump(by_alias=True)
+        case "subset":
+            return config.data.model_dump(exclude=set(DataSource.model_fields))
+        case "select_prompts":
+            return {"limit": config.evaluation.limit}
+        case "sft_teacher":
+            return config.teacher_training.model_dump()
+        case "cache_teacher":
+            return config.teacher_cache.model_dump(exclude={"shards"})
+        case "sft_student":
+            return training | {"seed": int(seed)}
+        case "distill":
+            chosen = config.strategies[strategy]
+            return DistillationJob(
+                **config.distillation_of(strategy).model_dump(),
+                divergence=chosen.divergence,
+                divergence_params=chosen.divergence_params(),
+                seed=int(seed),
+                teacher_dtype=config.teacher_cache.dtype if config.teacher.online else None,
+            ).model_dump()
+        case "generate":
+            return config.evaluation.model_dump(exclude={"prompts", "limit", "tasks"})
+        case "fetch_task":
+            return {"name": task, **config.evaluation.tasks[task].model_dump()}
+        case "evaluate_task":
+            settings = config.evaluation.model_dump(exclude={"prompts", "limit", "tasks"})
+            return settings | {"task": stage_params(config, "fetch_task", task=task)}
+        case "measure_fidelity":
+            return {"dtype": config.evaluation.dtype}
+        case "aggregate":
+            shown = {"rows": table_rows(config), "tasks": list(config.evaluation.tasks)}
+            return shown | {"statistics": config.statistics.model_dump()}
+        case "write_report":
+            return {"rows": table_rows(config), "configuration": canonical(config)}
+        case "write_cards":
+            return canonical(config)
+    raise ValueError(f"no stage is called {stage!r}")
+
+
+def canonical(config: Config) -> dict:
+    """What load_config takes back, the same however it was spelt; without what changes no result."""
+    hidden = {"resources": True, "teacher_cache": {"shards"}, "strategies": True}
+    strategies = {
+        name: {"divergence": s.divergence, **s.divergence_params()}
+        | config.distillation_of(name).model_dump()
+        for name, s in config.strategies.items()
+    }
+    return config.model_dump(by_alias=True, exclude=hidden) | {"strategies": strategies}
+
+
+def shown(raw: dict) -> dict:
+    """`canonical` for a reader: without the keys that a source leaves empty."""
+    unused = {*Source.model_fields, "derive"}
+    return {
+        key: shown(value) if isinstance(value, dict) else value
+        for key, value in raw.items()
+        if value is not None or key not in unused
+    }

@@ -1,0 +1,20 @@
+"""The section `statistics`."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from kdag.config.section import Number, Section
+
+
+class Statistics(Section):
+    """Which comparisons are made, declared before the results are seen."""
+
+    family: list[Literal["untrained", "sft", "teacher", "strategies"]] = Field(
+        ["untrained", "sft", "teacher", "strategies"],
+        min_length=1,
+        description="every trained student against these, and the strategies among each other",
+    )
+    alpha: Number = Field(0.05, gt=0, lt=1, description="chance of any false finding in the whole family")
+    draws: int = Field(10_000, ge=1000, description="bootstrap draws")
+    seed: int = Field(0, ge=0, lt=2**32)

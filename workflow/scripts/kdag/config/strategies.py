@@ -1,0 +1,24 @@
+"""The section `strategies`: a divergence with its parameters, and what differs from `distillation`.
+
+Which divergences and parameters there are, with ranges and defaults, load.py checks when the configuration is
+read. Stages are given what came of it and import no table of them.
+"""
+
+from pydantic import ConfigDict
+
+from kdag.config.section import Section
+from kdag.config.training import Distillation
+
+
+class Strategy(Section):
+    """A divergence, its parameters, and any key of `distillation` it overrides."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    divergence: str
+
+    def divergence_params(self) -> dict[str, float]:
+        """The divergence's own parameters."""
+        return {k: float(v) for k, v in self.model_extra.items() if k not in Distillation.model_fields}
+
+    def overrides(self) -> dict:
+        return {k: v for k, v in self.model_extra.items() if k in Distillation.model_fields}

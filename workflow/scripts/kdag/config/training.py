@@ -1,0 +1,103 @@
+"""The sections of fine-tuning, of the teacher's cache and of distillation with its strategies."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from kdag.config.section import Dtype, Number, Section
+
+
+def layer_names(value):
+    """all-linear or a list of names; checked here, as a union would answer one mistake with two lines."""
+    named = isinstance(value, list) and value and all(isinstance(name, str) for name in value)
+    if value != "all-linear" and not named:
+        raise ValueError("all-linear or a list of layer names is needed")
+    return value
+
+
+class Training(Section):
+    """What fine-tuning and distillation share."""
+
+    backend: Literal["auto", "transformers", "unsloth"] = Field(
+        "auto", description="auto: unsloth where it is installed and a GPU is there, else transformers"
+    )
+    tuning: Literal["lora", "full"] = Field("lora", description="adapters, or every weight")
+    load_in_4bit: bool = Field(False, description="QLoRA: frozen weights in four bits; needs bitsandbytes")
+    lora_rank: int = Field(16, gt=0, le=1024)
+    lora_alpha: Number = Field(32, gt=0, description="the adapter's output is scaled by alpha / rank")
+    lora_dropout: Number = Field(0.0, ge=0, lt=1)
+    lora_target_modules: Annotated[Literal["all-linear"] | list[str], BeforeValidator(layer_names)] = Field(
+        "all-linear", description="which linear layers get an adapter; never the head"
+    )
+    epochs: Number = Field(1, gt=0, description="passes over the training rows")
+    batch_size: int = Field(1, gt=0, description="rows per forward pass and device")
+    gradient_accumulation: int = Field(
+        8, gt=0, description="forward passes per optimiser step; effective batch = product"
+    )
+    learning_rate: Number = Field(1e-4, gt=0, lt=1)
+    warmup_ratio: Number = Field(0.05, ge=0, lt=1, description="share of the steps with rising rate")
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        "adamw", description="adamw_8bit: its state in eight bits; needs bitsandbytes"
+    )
+    weight_decay: Number = Field(0.01, ge=0, lt=1)
+    max_grad_norm: Number = Field(1.0, gt=0)
+    dtype: Dtype = Field(
+        "auto",
+        description="frozen weights and arithmetic; trained weights are float32; auto: bfloat16 where the "
+        "hardware multiplies it, else float16 on a GPU and float32 on a CPU",
+    )
+    gradient_checkpointing: bool = Field(True, description="less memory for about a third more time")
+
+    @model_validator(mode="after")
+    def _four_bits_are_frozen(self):
+        if self.load_in_4bit and self.tuning == "full":
+            raise ValueError("load_in_4bit: weights in four bits cannot be trained; take tuning: lora")
+        return self
+
+
+class TeacherTraining(Training):
+    """Fine-tuning the teacher on the training rows."""
+
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
+class TeacherCache(Section):
+    """What the teacher thinks: its last hidden states at every answer position."""
+
+    dtype: Dtype = Field("auto", description="the teacher's weights, arithmetic and what is stored")
+    batch_tokens: int = Field(8192, gt=0, description="padded tokens per forward pass")
+    rows_per_shard: int = Field(512, gt=0, description="rows per file")
+    shards: int = Field(
+        1, gt=0, description="jobs that write it side by side, whole files each; the result is the same"
+    )
+    store: Literal["hidden", "hidden-int8", "topk", "logits"] = Field(
+        "hidden", description="what is stored of a training row; hidden alone is exact and small"
+    )
+    top_k: int = Field(128, gt=0, description="topk: tokens kept per position")
+    tail: Literal["bucket", "renormalised"] = Field(
+        "bucket", description="topk: the other tokens share their mass evenly, or have none"
+    )
+
+
+class Distillation(Training):
+    """Loss per answer token: (1 - w) CE + w T^2 D; with use_ce_loss false T^2 D alone."""
+
+    epochs: Number = Field(3, gt=0, description="passes over the training rows")
+    gradient_accumulation: int = Field(
+        32, gt=0, description="forward passes per optimiser step; effective batch = product"
+    )
+    learning_rate: Number = Field(5e-4, gt=0, lt=1)
+    use_ce_loss: bool = Field(True, description="false: the divergence alone")
+    kl_loss_weight: Number = Field(0.5, gt=0, le=1, description="w")
+    temperature: Number = Field(2.0, gt=0, le=100, description="T, of both models in the divergence")
+    temperature_squared: bool = Field(True, description="scale the divergence by T^2")
+
+
+class DistillationJob(Distillation):
+    """What one student's training depends on, its strategy resolved."""
+
+    divergence: str
+    divergence_params: dict[str, float] = Field(default_factory=dict)
+    seed: int = 0
+    teacher_dtype: Dtype | None = Field(None, description="online teacher only: its arithmetic")

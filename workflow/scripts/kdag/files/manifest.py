@@ -1,0 +1,105 @@
+"""Whole files or none: atomic writes, hashes, and the manifest that says what a stage made and from what.
+
+A stage writes beside its target and renames, so what exists is whole. Its manifest.json is written
+last and holds no timestamp: equal inputs give an equal manifest, and Snakemake then runs nothing below.
+"""
+
+import contextlib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from kdag.files.atomic import write_json
+from kdag.files.hashes import sha256_file
+from kdag.files.reading import read_json, rebuild
+from kdag.job.errors import UserError
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "peft",
+    "accelerate",
+    "unsloth",
+    "lm-eval",
+    "safetensors",
+)
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def hash_files(root: Path, paths) -> dict[str, dict]:
+    """{path relative to root: {bytes, sha256}} of every file in `paths`, directories walked."""
+    files = {}
+    for path in map(Path, paths):
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                name = file.relative_to(root).as_posix()
+                files[name] = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+    return files
+
+
+def write_manifest(path: Path, *, stage: str, params: dict, inputs: dict, outputs, **extra) -> dict:
+    """Write the manifest of a stage that is done.
+
+    inputs: {name: sha256 of what was read}; outputs: files and directories below the manifest's folder.
+    """
+    path = Path(path)
+    manifest = {
+        "stage": stage,
+        "params": params,
+        "inputs": inputs,
+        "files": hash_files(path.parent, outputs),
+        "versions": versions(),
+        **extra,
+    }
+    write_json(path, manifest)
+    return manifest
+
+
+def verify_files(manifest_path: Path, prefixes: tuple[str, ...] = ("",)) -> dict:
+    """Read a manifest and check every file it lists (whose name begins so) by size and hash.
+
+    Raises UserError naming the damaged file and the way to rebuild it.
+    """
+    manifest_path = Path(manifest_path)
+    manifest = read_json(manifest_path)
+    if not isinstance(manifest, dict) or "files" not in manifest:
+        raise UserError(f"{manifest_path} is not a manifest. {rebuild(manifest_path)}")
+    listed = {name: file for name, file in manifest["files"].items() if name.startswith(prefixes)}
+    if not listed:
+        raise UserError(
+            f"{manifest_path} is of another stage: it lists no {prefixes[0]}. {rebuild(manifest_path)}"
+        )
+    for name, expected in listed.items():
+        file = manifest_path.parent / name
+        if not file.is_file():
+            problem = "is missing"
+        elif file.stat().st_size != expected["bytes"]:
+            problem = f"has {file.stat().st_size} bytes instead of {expected['bytes']}"
+        elif sha256_file(file) != expected["sha256"]:
+            problem = "has another SHA-256 than when it was written"
+        else:
+            continue
+        raise UserError(f"{file} {problem}. {rebuild(manifest_path)}")
+    return manifest
+
+
+def sha256_beside(path: Path) -> str | None:
+    """The hash of the manifest beside a model's folder: which model it is. One made by hand has none."""
+    manifest = Path(path).parent / "manifest.json"
+    return sha256_file(manifest) if manifest.is_file() else None
+
+
+def verify_beside(path: Path) -> None:
+    """Check a file or folder against the manifest that lies beside it; one made by hand may have none."""
+    path = Path(path)
+    manifest = path.parent / "manifest.json"
+    if manifest.is_file():
+        verify_files(manifest, (path.name if path.is_file() else f"{path.name}/",))

@@ -1,0 +1,88 @@
+"""What a model directory must hold before anything is trained on it: no torch, no weights in memory.
+
+Refused here, where it costs a second: weights as pickles, weights cut short, a shard or the tokenizer left
+behind, a file that is no JSON, a model that asks for code of its own.
+"""
+
+import json
+from pathlib import Path
+
+from kdag.job.errors import UserError
+
+WANTED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*")
+# What AutoTokenizer builds a tokenizer from; without any of them it returns an empty one.
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def wanted(directory: Path) -> list[Path]:
+    """The files of a model directory that a run reads."""
+    return sorted(f for f in Path(directory).iterdir() if any(f.match(pattern) for pattern in WANTED))
+
+
+def check(directory: Path) -> None:
+    """UserError with the file and what is wrong with it."""
+    directory = Path(directory)
+    config = read_object(directory / "config.json")
+    for file in sorted(directory.glob("*.json")):
+        read_object(file)
+    check_weights(directory)
+    check_tokenizer(directory)
+    if "auto_map" in config:
+        check_known(directory, config.get("model_type"))
+
+
+def read_object(file: Path) -> dict:
+    if not file.is_file():
+        raise UserError(f"{file.parent}: no model directory: {file.name} is missing")
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not JSON: {error}") from error
+    if not isinstance(value, dict | list):
+        raise UserError(f"{file}: a JSON object is needed, got {type(value).__name__}")
+    return value
+
+
+def check_weights(directory: Path) -> None:
+    """Every shard is there and as long as its own header says."""
+    from safetensors import SafetensorError, safe_open
+
+    files = {file.name for file in directory.glob("*.safetensors")}
+    if not files:
+        pickles = sorted(file.name for pattern in PICKLES for file in directory.glob(pattern))
+        why = f"; {pickles[0]} is a pickle, which can run code and is not read" if pickles else ""
+        raise UserError(f"{directory}: no model directory: no weights as *.safetensors{why}")
+    for index in sorted(directory.glob("*.safetensors.index.json")):
+        if missing := sorted(set(read_object(index).get("weight_map", {}).values()) - files):
+            raise UserError(f"{directory}: {index.name} lists {missing[0]}, which is not there")
+    for name in sorted(files):
+        try:
+            with safe_open(directory / name, framework="np"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{directory / name}: no whole safetensors file: {error}") from error
+
+
+def check_tokenizer(directory: Path) -> None:
+    if not any((directory / name).is_file() for name in TOKENIZERS):
+        raise UserError(f"{directory}: no tokenizer: one of {', '.join(TOKENIZERS)} is needed")
+    if (directory / "tokenizer.json").is_file():
+        from tokenizers import Tokenizer
+
+        try:
+            Tokenizer.from_file(str(directory / "tokenizer.json"))
+        except Exception as error:  # the type that the library raises
+            reason = str(error).split("\n")[0]
+            raise UserError(f"{directory / 'tokenizer.json'}: no tokenizer: {reason}") from error
+
+
+def check_known(directory: Path, model_type: str | None) -> None:
+    """A model with code of its own, unless transformers knows its kind: then that code is not asked for."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if model_type not in CONFIG_MAPPING_NAMES:
+        raise UserError(
+            f"{directory}: the model asks for code of its own (auto_map in config.json), which is never run; "
+            f"transformers knows no model_type {model_type!r}"
+        )

@@ -1,0 +1,101 @@
+"""Load, derive and save models. Every model of a run is a plain directory that from_pretrained opens."""
+
+import contextlib
+import functools
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from kdag.files.manifest import verify_beside
+from kdag.job.errors import UserError, missing
+
+# The stages log their own progress; bars would fill a log file with carriage returns.
+transformers_logging.set_verbosity_warning()
+transformers_logging.disable_progress_bar()
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def require(directory: Path) -> None:
+    """Say how a model directory that is not there is made, before transformers takes its path for a name."""
+    if not Path(directory).is_dir():
+        raise UserError(missing(directory))
+    if not (Path(directory) / "config.json").is_file():
+        raise UserError(f"{directory} is no model directory: it has no config.json")
+
+
+def load_tokenizer(directory: Path):
+    require(directory)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory}: no tokenizer can be loaded: {error}") from error
+    if not tokenizer.chat_template:
+        raise UserError(f"{directory}: the tokenizer has no chat template; take an instruct model")
+    return tokenizer
+
+
+def load_model(
+    directory: Path, dtype: str, *, to_device: bool = True, quantization=None, attention=None, gpus=1
+):
+    """A causal language model in evaluation mode, its weights in `dtype`, whole or not at all.
+
+    quantization: a transformers quantisation config for its linear layers; attention: the name of an
+    implementation that is registered, else transformers' choice; gpus: of this process, which share its
+    layers if there are several.
+    """
+    require(directory)
+    verify_beside(directory)
+    spread = to_device and not quantization and gpus > 1 and torch.cuda.device_count() > 1
+    if quantization:
+        placed = {"quantization_config": quantization, "device_map": {"": device()}}
+    else:
+        placed = {"device_map": "auto"} if spread else {}
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+            **({"attn_implementation": attention} if attention else {}),
+            **placed,
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory}: no model can be loaded: {error}") from error
+    # A weight that is not in the files would be random or zero, and nobody would notice.
+    if info["missing_keys"] or info["mismatched_keys"]:
+        raise UserError(
+            f"{directory}: weights are missing or of another shape: "
+            f"{sorted(map(str, info['missing_keys']))[:5]} {sorted(map(str, info['mismatched_keys']))[:5]}"
+        )
+    return model.eval().to(device()) if to_device and not quantization and not spread else model.eval()
+
+
+def end_ids(directory: Path, tokenizer) -> set[int]:
+    """The tokens that end an answer: the tokenizer's and those of the generation config."""
+    file = Path(directory) / "generation_config.json"
+    listed = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+    listed = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    return {*listed, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
+
+
+@contextlib.contextmanager
+def read_once():
+    """transformers reads a GGUF file four times on its way to a model and a tokenizer, seconds each."""
+    import gguf
+
+    reader, gguf.GGUFReader = gguf.GGUFReader, functools.cache(gguf.GGUFReader)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader

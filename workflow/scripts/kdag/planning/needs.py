@@ -1,0 +1,213 @@
+"""What one job of each stage takes: memory, operations, time and disk, from shapes and settings alone.
+
+Sizes are bytes, times seconds. How the formulas were found, and how far from measurements they are:
+docs/planning.md.
+"""
+
+from dataclasses import dataclass
+from math import exp
+
+from kdag.config.experiment import Config
+from kdag.planning import devices
+from kdag.planning.devices import Card
+from kdag.planning.shapes import Shape
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+FOUR_BIT = 0.516  # bytes per weight: NF4 with its constants quantised twice (arXiv:2305.14314, section 3)
+OPTIMIZER = {"adamw": 16, "adamw_8bit": 10}  # bytes per trained weight: fp32 itself, gradient, two moments
+# Saved for the backward pass per token and layer, of two-byte numbers: measured with saved_tensors_hooks on
+# llama layers, batch 4 x 300, sdpa attention. Behind a padding mask keys and values are saved once per head.
+SAVED = {"lora": {"hidden": 24, "kv": 4, "mlp": 8}, "full": {"hidden": 32, "kv": 4, "mlp": 8}}
+FORWARD = {"hidden": 8, "kv": 0, "mlp": 6}  # held at once where nothing is saved: one layer's
+# losses/fused.py: logits of a chunk, and five fp32 buffers of so many elements (on a CPU of each thread).
+CHUNK_ELEMENTS, BLOCK_BUFFERS = 2**26, 5
+BLOCK_ELEMENTS = {"gpu": 2**25, "cpu": 2**17}
+FIDELITY_TOKENS = 8192  # padded, per forward pass of measure_fidelity.py
+SHARE_OF_CARD = 0.7  # training/sharding.py: of larger models each of several GPUs holds a part
+# Matrix products of different shape for one number of tokens: forward, the head's among them; in training
+# also backward, and with adapters five more each way and for their own gradients.
+PRODUCTS = {"forward": 5, "full": 15, "lora": 25}
+
+
+@dataclass
+class Load:
+    """What one job takes. fixed and transient: on the device; held: in host memory wherever it runs.
+
+    parted: of `fixed`, what several GPUs divide among them, where they do (`divided`). products: matrix
+    products of different shapes, each of which a CPU compiles once.
+    """
+
+    shape: Shape
+    fixed: float
+    transient: float
+    flops: float
+    seconds: float  # of computing
+    weights: float  # bytes of weights that are read and written, whole
+    disk: float
+    trainable: int = 0
+    held: float = 0
+    parted: float = 0
+    spread: bool = False  # one process, its layers on several GPUs one after the other: no faster
+    shardable: bool = False
+    products: int = 0
+
+    def divided(self, card: Card, gpus: int) -> bool:
+        sharded = self.shardable and self.parted > SHARE_OF_CARD * card.memory * devices.GIB
+        return gpus > 1 and not card.on_cpu and (self.spread or sharded)
+
+    def device(self, card: Card, gpus: int = 1) -> float:
+        """Bytes on each of a job's GPUs, or in the memory of a machine without."""
+        fixed = self.fixed + self.held * card.on_cpu
+        if self.divided(card, gpus):
+            fixed -= self.parted * (1 - 1 / gpus)
+        return devices.device_bytes(card, fixed, self.transient, self.products)
+
+    def host(self, card: Card, gpus: int = 1) -> float:
+        """Bytes of host memory: weights pass through it, in each process of a training."""
+        if card.on_cpu:
+            return self.device(card)
+        loading = devices.CUDA_PROCESS + 2 * self.shape.parameters
+        return loading * (1 if self.spread else gpus) + self.held
+
+
+def stored_bytes(config: Config, teacher: Shape) -> float:
+    """Of an answer token in the cache, its target included (teacher/storage.py)."""
+    cache, item = config.teacher_cache, BYTES[config.teacher_cache.dtype]
+    groups = -(-teacher.hidden // 16)
+    kept = {
+        "hidden": teacher.hidden * item,
+        "hidden-int8": 18 * groups,
+        "topk": cache.top_k * 6 + (4 if cache.tail == "bucket" else 0),
+        "logits": teacher.vocabulary * item,
+    }
+    return kept[cache.store] + 4
+
+
+def training(shape, settings, tokens, card, teacher=None, live=None) -> Load:
+    """Fine-tuning, or with the Shape of a teacher distillation; live: an online teacher's dtype."""
+    full, item, rows = settings.tuning == "full", BYTES[settings.dtype], tokens["train"]
+    passes_back = 6 if full else 4  # per weight: 2 forward, 2 to the inputs, 2 to the weights
+    again = 2 if settings.gradient_checkpointing else 0
+    adapters = 0 if full else shape.adapters(settings.lora_rank, settings.lora_target_modules)
+    trained = shape.parameters if full else adapters
+    frozen = 0 if full else item * (shape.parameters - shape.matrices)
+    frozen += 0 if full else (FOUR_BIT if settings.load_in_4bit else item) * shape.matrices
+    # Autocast's copy of the matrices; of the head a copy, its gradient in fp32 and a product.
+    copies = item * shape.matrices * (item < 4) + (2 * item + 4) * shape.head if full else 0
+
+    width = settings.batch_size * tokens["longest"]
+    saved = dict(SAVED[settings.tuning])
+    if settings.batch_size > 1:
+        saved |= {"hidden": saved["hidden"] + saved.pop("kv"), "kv": 0}
+    layer = shape.per_layer(saved) * item / 2
+    kept = item * shape.hidden if settings.gradient_checkpointing else layer
+    activations = width * (shape.layers * kept + layer + 4 * item * shape.hidden)
+    answers = width * rows["answers"] / rows["tokens"]
+    logits = min(answers * shape.vocabulary, CHUNK_ELEMENTS) * item * (2 if teacher else 1)
+    block = BLOCK_ELEMENTS["cpu" if card.on_cpu else "gpu"]
+    loss = logits + BLOCK_BUFFERS * 4 * min(answers * shape.vocabulary, block) + answers * shape.hidden * item
+
+    flops = rows["tokens"] * ((passes_back + again) * shape.matrices + 6 * adapters)
+    flops += rows["answers"] * passes_back * shape.head
+    passes = -(-rows["rows"] // settings.batch_size)
+    launched = passes * shape.layers * (2 + again / 2) * (1 if full else devices.LORA_LAUNCHES)
+    seen = weights = 0
+    if teacher:
+        flops += rows["answers"] * 2 * teacher.head
+        seen = teacher.head * BYTES[live or settings.dtype]
+    if teacher and live:
+        flops += rows["tokens"] * 2 * teacher.matrices
+        launched += passes * teacher.layers
+        seen = weights = teacher.parameters * BYTES[live]
+        activations += width * teacher.per_layer(FORWARD) * BYTES[live] / 2
+    model = trained * OPTIMIZER[settings.optimizer] + frozen
+    return Load(
+        shape=shape,
+        fixed=model + copies + loss + seen,
+        transient=activations,
+        flops=flops * settings.epochs,
+        seconds=devices.compute_seconds(card, flops * settings.epochs, launched * settings.epochs),
+        weights=2 * item * shape.parameters + weights,
+        disk=item * shape.parameters + 4 * adapters,
+        trainable=trained,
+        parted=model,
+        shardable=settings.optimizer == "adamw" and not settings.load_in_4bit,
+        products=PRODUCTS[settings.tuning] * min(passes, tokens["longest"]) * (item < 4),
+    )
+
+
+def caching(shape, cache, tokens, card, parts, per_token) -> Load:
+    """The teacher over `parts` of the data. cache: config.TeacherCache; per_token: bytes stored."""
+    item, counts = BYTES[cache.dtype], [tokens[part] for part in parts]
+    read, answers = (sum(count[key] for count in counts) for key in ("tokens", "answers"))
+    width = min(cache.batch_tokens, read)
+    in_shard = min(cache.rows_per_shard, max(count["rows"] for count in counts)) / max(counts[0]["rows"], 1)
+    flops = read * 2 * shape.matrices
+    passes = -(-read // cache.batch_tokens)
+    return Load(
+        shape=shape,
+        fixed=item * (shape.parameters + shape.head),
+        transient=width * shape.per_layer(FORWARD) * item / 2,
+        flops=flops,
+        seconds=devices.compute_seconds(card, flops, passes * shape.layers),
+        weights=item * shape.parameters,
+        disk=answers * per_token + item * shape.head,
+        held=2 * min(in_shard, 1) * counts[0]["answers"] * per_token,
+        parted=item * shape.parameters,
+        spread=True,
+        products=PRODUCTS["forward"] * (passes + 1) * (item < 4),
+    )
+
+
+def generating(shape, evaluation, tokens, card, answer) -> Load:
+    """Greedy answers of `answer` tokens in the mean to every prompt."""
+    item, batch = BYTES[evaluation.dtype], min(evaluation.batch_size, tokens["prompts"])
+    per_token = 2 * shape.layers * shape.kv * item
+    # The longest of `batch` answers, their lengths exponential: 979 and 1,273 steps were measured for batches
+    # of 16 and 64 of Qwen2.5-7B-Instruct's (bench/gpu_shapes.py), 974 and 1,280 are computed.
+    longest = min(evaluation.max_new_tokens, answer * sum(1 / n for n in range(1, batch + 1)))
+    steps = -(-tokens["prompts"] // batch) * longest
+    made = tokens["prompts"] * answer
+    flops = 2 * (made + tokens["prompts"] * tokens["prompt"]) * shape.matrices + 2 * made * shape.head
+    read = steps * item * (shape.matrices + shape.head) + made * per_token * (tokens["prompt"] + answer / 2)
+    # The batch of the longest prompts comes first, all padded to the longest. Rows leave as they end, and a
+    # step with a new number of rows has new products.
+    held = item * shape.parameters
+    held += per_token * batch * (tokens["longest_prompt"] + evaluation.max_new_tokens)
+    ends = 1 - exp(-evaluation.max_new_tokens / answer)
+    return Load(
+        shape=shape,
+        fixed=held + (item + 4) * batch * shape.vocabulary,
+        transient=batch * tokens["longest_prompt"] * shape.per_layer(FORWARD) * item / 2,
+        flops=flops,
+        seconds=devices.compute_seconds(card, flops, steps * shape.layers, read),
+        weights=item * shape.parameters,
+        disk=tokens["prompts"] * (4 * answer + 3000),  # the answer's text, its prompt, its scores
+        parted=held,
+        spread=True,
+        products=round(PRODUCTS["forward"] * batch * ends) * (item < 4),
+    )
+
+
+def measuring(shape, teacher, evaluation, tokens, card) -> Load:
+    """Student and untrained student over the held-out rows, one after the other, then three heads."""
+    item, rows = BYTES[evaluation.dtype], tokens["heldout"]
+    width = min(FIDELITY_TOKENS, rows["tokens"])
+    flops = 4 * rows["tokens"] * shape.matrices + 2 * rows["answers"] * (2 * shape.head + teacher.head)
+    models = item * shape.parameters
+    heads = item * (2 * shape.head + teacher.head) + 6 * 4 * min(256, rows["answers"]) * shape.vocabulary
+    return Load(
+        shape=shape,
+        fixed=max(models, heads),
+        transient=width * shape.per_layer(FORWARD) * item / 2 if models > heads else 0,
+        flops=flops,
+        seconds=devices.compute_seconds(
+            card, flops, 2 * shape.layers * -(-rows["tokens"] // FIDELITY_TOKENS)
+        ),
+        weights=2 * models,
+        disk=3000,
+        held=rows["answers"] * item * (2 * shape.hidden + teacher.hidden),
+        parted=models if models > heads else 0,
+        spread=True,
+        products=PRODUCTS["forward"] * (1 + rows["tokens"] // FIDELITY_TOKENS) * (item < 4),
+    )

@@ -1,0 +1,224 @@
+"""What an experiment takes before it runs: jobs, memory, disk and hours of every stage, by arithmetic alone.
+
+Models are shapes (config.json), a card is four numbers (devices.py). Sizes are bytes, times hours.
+How it is computed, and how far from measurements it is: docs/planning.md.
+"""
+
+from math import ceil
+
+from kdag.config.experiment import Config
+from kdag.config.roster import model_ids, student_ids
+from kdag.planning import devices
+from kdag.planning.devices import Card
+from kdag.planning.needs import Load, caching, generating, measuring, stored_bytes, training
+from kdag.planning.shapes import Shape
+
+# What takes less memory, the least harmful first: (field, value).
+TRAINING_CHANGES = (
+    ("gradient_checkpointing", True),
+    ("batch_size", 1),
+    ("tuning", "lora"),
+    ("load_in_4bit", True),
+)
+CACHE_CHANGES = (("batch_tokens", 1024), ("dtype", "bfloat16"))
+EVALUATION_CHANGES = (("batch_size", 1), ("dtype", "bfloat16"))
+SEVERAL_GPUS = (2, 4, 8)  # of one machine
+LEAST_STEPS = 36  # of a student cut from its teacher, which must first learn to speak again
+# job_needs: hours are taken as right within a factor of two (docs/planning.md), and a disk can be slow.
+SPARE_MEMORY, SPARE_TIME, SPARE_MINUTES, SNAKEMAKE_MIB = 1.25, 3, 30, 170
+# bench/gpu_shapes.py: means of 999 Alpaca rows; IFEval's 541 prompts and the answers to them. The longest
+# prompt with SmolLM2's tokenizer and template.
+ROW = {"prompt": 47.4, "answer": 146.0}
+IFEVAL = {"prompts": 541, "prompt": 74, "longest": 386, "teacher_answer": 288, "student_answer": 357}
+
+
+def default_tokens(config: Config, data: dict | None = None, longest: int | None = None) -> dict:
+    """Rows, tokens and answers that `plan` counts with.
+
+    data: the `report` of a subset's manifest; without it rows have the mean lengths of Alpaca. longest: of
+    the training rows; without it the longest that data.max_tokens lets through.
+    """
+    made = {"longest": longest or config.data.max_tokens}
+    for part, rows in (("train", config.data.train_rows), ("heldout", config.data.heldout_rows)):
+        found = (data or {}).get(part)
+        answers = found["answer_tokens"] if found else rows * min(ROW["answer"], config.data.max_tokens)
+        total = found["tokens"] if found else rows * min(sum(ROW.values()), config.data.max_tokens)
+        made[part] = {"rows": found["rows"] if found else rows, "tokens": total, "answers": answers}
+    cap = config.evaluation.max_new_tokens
+    prompts = min(config.evaluation.limit or IFEVAL["prompts"], IFEVAL["prompts"])
+    answers = {side: min(IFEVAL[f"{side}_answer"], cap) for side in ("teacher", "student")}
+    lengths = {"prompt": IFEVAL["prompt"], "longest_prompt": IFEVAL["longest"]}
+    return made | lengths | {"prompts": prompts, "generated": answers}
+
+
+def plan(config: Config, teacher: Shape, student: Shape, card: Card, tokens: dict) -> list[dict]:
+    """An entry per stage. tokens: of `default_tokens`. hours: of a job in the mean; memory: of the largest.
+
+    too_large: the key to change where a job needs more memory than the card has, else None.
+    """
+    config = with_dtypes(config, card)
+    live = config.teacher_cache.dtype if config.teacher.online else None
+    parts = ["heldout"] if live else ["train", "heldout"]
+    kept, evaluation, seeds = stored_bytes(config, teacher), config.evaluation, len(config.seeds)
+    students = len(student_ids(config))
+
+    def trained(shape, seen=None, live=None):
+        return lambda settings: training(shape, settings, tokens, card, seen, live)
+
+    def cached(settings):
+        return caching(teacher, settings, tokens, card, parts, kept)
+
+    def answered(shape, side):
+        return lambda settings: generating(shape, settings, tokens, card, tokens["generated"][side])
+
+    def compared(settings):
+        return measuring(student, teacher, settings, tokens, card)
+
+    large, small = model_key(config, "teacher"), model_key(config, "student")
+    distilled = []
+    for name, strategy in config.strategies.items():
+        own = {key: f"strategies.{name}.{key}" for key in strategy.overrides()}
+        settings = with_dtype(config.distillation_of(name), card)
+        change = remedies("distillation", TRAINING_CHANGES, own)
+        distilled.append((seeds, settings, trained(student, teacher, live), change, small))
+    tune, cut = remedies("teacher_training", TRAINING_CHANGES), remedies("teacher_cache", CACHE_CHANGES)
+    learn, change = remedies("distillation", TRAINING_CHANGES), remedies("evaluation", EVALUATION_CHANGES)
+    stages = {
+        "sft_teacher": [(1, config.teacher_training, trained(teacher), tune, large)],
+        "cache_teacher": [(1, config.teacher_cache, cached, cut, large)],
+        "sft_student": [(seeds, config.distillation, trained(student), learn, small)],
+        "distill": distilled,
+        "generate": [
+            (2, evaluation, answered(teacher, "teacher"), change, large),
+            (
+                len(model_ids(config)) - 2,
+                evaluation,
+                answered(student, "student"),
+                change,
+                small,
+            ),
+        ],
+        "measure_fidelity": [(students + 1, evaluation, compared, change, small)],
+    }
+    return [entry(config, card, stage, kinds) for stage, kinds in stages.items()]
+
+
+def with_dtype(section, card: Card):
+    """A section of the configuration with the dtype that `auto` is on this card."""
+    return section.model_copy(update={"dtype": card.dtype(section.dtype)})
+
+
+def with_dtypes(config: Config, card: Card) -> Config:
+    sections = ("teacher_training", "teacher_cache", "distillation", "evaluation")
+    return config.model_copy(update={name: with_dtype(getattr(config, name), card) for name in sections})
+
+
+def steps(settings, rows: int) -> int:
+    """Optimiser steps of a training on so many rows, rounded as transformers' Trainer rounds.
+
+    settings: a config_training.Training. The number of processes makes no difference.
+    """
+    passes = ceil(rows / settings.batch_size)
+    return ceil(settings.epochs * ceil(passes / settings.gradient_accumulation))
+
+
+def too_few_steps(config: Config, rows: int) -> tuple[str, str] | None:
+    """(which students cut from their teacher get too few steps, what to change); None if none does."""
+    if not config.student.derive:
+        return None
+    counts = {"sft": steps(config.distillation, rows)}
+    counts |= {name: steps(config.distillation_of(name), rows) for name in config.strategies}
+    few = {}
+    for name, count in counts.items():
+        if count < LEAST_STEPS:
+            few.setdefault(count, []).append(name)
+    if not few:
+        return None
+    listed = [
+        f"{count} optimiser steps {'each' if names == [*counts] else 'for ' + ', '.join(names)}"
+        for count, names in sorted(few.items())
+    ]
+    return (
+        f"students cut from their teacher get {'; '.join(listed)}; after fewer than {LEAST_STEPS} they often "
+        "repeat themselves or find no end",
+        "raise distillation.epochs or data.train_rows, or lower distillation.gradient_accumulation (or a "
+        "strategy's own keys)",
+    )
+
+
+def model_key(config: Config, side: str) -> str:
+    """The key that says which model it is."""
+    source = getattr(config, side)
+    if side == "student" and source.derive:
+        return "student.derive.keep_layers"
+    return f"{side}." + {"hub": "id", "path": "path", "package": "file"}[source.source]
+
+
+def remedies(section: str, changes, own=()) -> list[tuple[str, str, object]]:
+    """(configuration key, field, value) of what would take less memory; `own`: keys that stand elsewhere."""
+    return [(dict(own).get(field, f"{section}.{field}"), field, value) for field, value in changes]
+
+
+def entry(config: Config, card: Card, stage: str, kinds) -> dict:
+    """One stage. kinds: (jobs, settings, settings -> Load, remedies, model's key) of jobs that are alike."""
+    gpus = getattr(config.resources.gpus, stage)
+    shards = config.teacher_cache.shards if stage == "cache_teacher" else 1
+    loads = [(jobs, compute(settings)) for jobs, settings, compute, *_ in kinds]
+    number = sum(jobs for jobs, _ in loads)
+    hours = sum(jobs * job_hours(load, gpus, shards) for jobs, load in loads)
+    largest = max(range(len(kinds)), key=lambda index: loads[index][1].device(card, gpus))
+    load, (_, settings, compute, changes, model) = loads[largest][1], kinds[largest]
+    needed = load.device(card, gpus)
+    room = card.memory * devices.GIB
+    disk = sum(jobs * load.disk for jobs, load in loads)
+    key = None
+    if needed > room:
+        key = key_to_change(lambda s: compute(s).device(card, gpus), settings, changes, room)
+        divided = any(load.device(card, count) <= room for count in SEVERAL_GPUS if count > gpus)
+        key = key or (f"resources.gpus.{stage}" if divided else model)
+    return {
+        "stage": stage,
+        "jobs": number * shards,
+        "gpus": gpus,
+        "parameters": load.shape.parameters,
+        "trainable": load.trainable,
+        "flops": round(sum(jobs * load.flops for jobs, load in loads)),
+        "gpu_bytes": 0 if card.on_cpu else round(needed),
+        "host_bytes": round(max(load.host(card, gpus) for _, load in loads)),
+        "disk_bytes": round(disk),
+        "hours": hours / number,
+        "hours_longest": max(job_hours(load, gpus, shards) for _, load in loads),
+        "hours_total": hours * shards,
+        "gpu_hours": hours * shards * gpus * (not card.on_cpu),
+        "too_large": key,
+    }
+
+
+def job_hours(load: Load, gpus: int, shards: int) -> float:
+    """From its start to its manifest, the computing shared out evenly where several GPUs work at a time."""
+    working = shards * (1 if load.spread else gpus)
+    return (devices.START_SECONDS + load.weights / devices.DISK_RATE + load.seconds / working) / 3600
+
+
+def job_needs(entry: dict) -> dict[str, int]:
+    """What to ask a scheduler for, for any job of a stage: more than is expected, less than no limit.
+
+    entry: of `plan`. mem_mb and gpu_mib in MiB (what SLURM and nvidia-smi call MB and MiB), runtime in
+    minutes. Two processes of Snakemake's come with each job of a cluster.
+    """
+    mib = {key: entry[key] / 2**20 for key in ("host_bytes", "gpu_bytes")}
+    return {
+        "mem_mb": ceil(SPARE_MEMORY * mib["host_bytes"] + 2 * SNAKEMAKE_MIB),
+        "gpu_mib": ceil(mib["gpu_bytes"]),
+        "runtime": ceil(SPARE_MINUTES + SPARE_TIME * 60 * entry["hours_longest"]),
+    }
+
+
+def key_to_change(needed, settings, changes, room: float) -> str | None:
+    """The first key whose change alone makes it fit, else the best; None if all do not."""
+    changed = [(key, {field: value}) for key, field, value in changes if getattr(settings, field) != value]
+    every = {field: value for _, update in changed for field, value in update.items()}
+    if needed(settings.model_copy(update=every)) > room:
+        return None
+    tried = {key: needed(settings.model_copy(update=update)) for key, update in changed}
+    return next((key for key, value in tried.items() if value <= room), min(tried, key=tried.get))

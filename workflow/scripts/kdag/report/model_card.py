@@ -1,0 +1,227 @@
+"""The README of a trained model: what it was made from and how, what it scored, and what nobody checked.
+
+`card` is a pure function of what the run wrote down, `of_model` reads that. A model or file of this machine
+is named without its folder.
+"""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from kdag.config.roster import home_of, table_rows
+from kdag.config.stages import canonical, shown, stage_params
+from kdag.files.reading import read_json
+from kdag.files.seals import read_sealed
+
+LEVELS = ("strict", "loose")
+REPOSITORY = "<this repository>"
+SHOWN = ("forward_kl", "reverse_kl", "top1_agreement", "nll")
+
+
+def source_name(source: dict) -> str:
+    """`owner/name`, or the last part of a path: folders of this machine are nobody's business."""
+    return source.get("id") or (Path(source["path"]).name if source.get("path") else source["file"])
+
+
+def source_link(source: dict, revision: str | None, kind: str = "") -> str:
+    """Markdown for a model or data set; kind: `datasets/` for the latter."""
+    if not source.get("id"):
+        return f"`{source_name(source)}` (not from a hub)"
+    at = f" at `{revision}`" if revision else ""
+    return f"[{source['id']}](https://huggingface.co/{kind}{source['id']}){at}"
+
+
+def front_matter(config: dict, licence: str | None) -> str:
+    """The YAML that the hub reads; values as JSON, which YAML reads too, so that nothing breaks out of it."""
+    fields = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    fields["tags"] = ["knowledge-distillation", "kdag"]
+    student, data = config["student"], config["data"]
+    origin = config["teacher"] if student.get("derive") else student
+    if origin.get("id"):
+        fields["base_model"] = origin["id"]
+    if data.get("id"):
+        fields["datasets"] = [data["id"]]
+    if licence:
+        fields["license"] = licence
+    lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def cell(value: float, found: dict | None) -> str:
+    """62.1 % [57.9, 66.1]; the interval only where it belongs to this very value."""
+    known = found and abs(found["accuracy"] - value) < 1e-9
+    interval = f" [{100 * found['low']:.1f}, {100 * found['high']:.1f}]" if known else ""
+    return f"{100 * value:.1f} %{interval}"
+
+
+def scores_table(scores: dict[str, dict], intervals: dict[tuple[str, str], dict], labels: dict) -> str:
+    """IFEval of this model beside the rows that say what it is worth; scores: {model id: scores.json}."""
+    metrics = [f"{unit}_level_{level}_accuracy" for level in LEVELS for unit in ("prompt", "inst")]
+    lines = ["| model | " + " | ".join(m.removesuffix("_accuracy").replace("_", " ") for m in metrics) + " |"]
+    lines.append("|:--|" + "--:|" * len(metrics))
+    for model, found in scores.items():
+        cells = [cell(found[metric], intervals.get((model, metric))) for metric in metrics]
+        lines.append(f"| {labels[model]} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def measured(scores: dict) -> str:
+    generation = scores.get("generation") or {}
+    how = [f"{scores['n_prompts']} prompts with {scores['n_instructions']} instructions"]
+    how += [
+        f"{k} {generation[k]}" for k in ("decoding", "dtype", "max_new_tokens", "lm_eval") if k in generation
+    ]
+    return ", ".join(how)
+
+
+def hyperparameters(params: dict) -> str:
+    rows = [f"| `{key}` | {value} |" for key, value in sorted(params.items()) if value not in (None, {})]
+    return "\n".join(["| key | value |", "|:--|:--|", *rows])
+
+
+def made_by(model: str, manifest: dict) -> str:
+    """One sentence: how the weights came to be."""
+    params = manifest["params"]
+    if manifest["stage"] != "distill":
+        taught = "the teacher of a distillation" if model == "teacher" else "the baseline without a teacher"
+        return f"Fine-tuned on the answers alone: {taught}."
+    own = ", ".join(f"{key} {value:g}" for key, value in params["divergence_params"].items())
+    loss = f"T² D, T = {params['temperature']:g}"
+    if params["use_ce_loss"]:
+        weight = params["kl_loss_weight"]
+        loss = f"{1 - weight:g} CE + {weight:g} {loss}"
+    named = f"`{params['divergence']}`{f' ({own})' if own else ''}"
+    return f"Distilled with D = {named}; loss per answer token: {loss}."
+
+
+def origins(model: str, config: dict, train: dict, revisions: dict) -> list[str]:
+    student = config["student"]
+    start = source_link(student, revisions["student"]) if not student.get("derive") else ""
+    start = start or f"{student['derive']['keep_layers']} evenly spaced layers of the untrained teacher"
+    fetched = source_link(config["data"], revisions["data"], "datasets/")
+    lines = [
+        f"- teacher: {source_link(config['teacher'], revisions['teacher'])}, fine-tuned on the same rows",
+        f"- student's start: {start}",
+        f"- data: {fetched}, {train['rows']} rows with {train['answer_tokens']} answer tokens",
+    ]
+    return lines[::2] if model == "teacher" else lines
+
+
+def use(place: str, adapter: bool) -> str:
+    """How to load what lies at `place`: a folder or a name on a hub."""
+    loaded = f'AutoModelForCausalLM.from_pretrained("{place}", dtype="auto")'
+    lines = ["import peft, transformers, vllm  # what you need of them", ""]
+    lines += [f"model = transformers.{loaded}", f'llm = vllm.LLM("{place}")']
+    if adapter:
+        lines.insert(3, f'model = peft.AutoPeftModelForCausalLM.from_pretrained("{place}/adapter")')
+    return "\n".join(["```python", *lines, "```"])
+
+
+def card(
+    model, config, manifest, *, data, revisions, scores, intervals, labels, fidelity, licence, place
+) -> str:
+    """The whole README.
+
+    config: the resolved configuration; manifest: the model's; data: the manifest of the encoded rows;
+    revisions: {teacher, student, data: commit or None}; scores: {model id: scores.json}, may be empty;
+    intervals: {(model id, metric): a line of intervals.csv}; fidelity: fidelity.json or None; place: where
+    the weights are.
+    """
+    parts = [
+        front_matter(config, licence),
+        f"# {config['experiment']}: {model}",
+        made_by(model, manifest),
+        "## Made from",
+        "\n".join(origins(model, config, data["report"]["train"], revisions)),
+        "## Scores",
+    ]
+    if scores:
+        here = next(iter(scores.values()))
+        parts += [
+            f"IFEval: {measured(here)}. In brackets 95 % intervals. A difference between two rows is not "
+            "thereby a finding; the experiment's report has the paired tests.",
+            scores_table(scores, intervals, labels),
+        ]
+    else:
+        parts.append("Not evaluated yet.")
+    if fidelity:
+        found = ", ".join(f"{key.replace('_', ' ')} {fidelity[key]:.4f}" for key in SHOWN if key in fidelity)
+        parts.append(
+            f"To the fine-tuned teacher, per answer token of {fidelity['rows']} held-out rows: {found}."
+        )
+    resolved = json.dumps(without_folders(config), indent=1, ensure_ascii=False)
+    parts += [
+        "## Use",
+        use(place, manifest["params"].get("tuning") == "lora" and place != REPOSITORY),
+        "## Training",
+        hyperparameters(manifest["params"]),
+        "Versions: " + ", ".join(f"{k} {v}" for k, v in manifest["versions"].items()) + ".",
+        f"<details><summary>Configuration</summary>\n\n```json\n{resolved}\n```\n\n</details>",
+        "## Licence and limits",
+        "The licences of the student's start, of the teacher and of the data bind these weights too; read "
+        "them before use. The model was measured on the scores above and on nothing else: not on safety, "
+        "not on facts, not on other languages.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def without_folders(value):
+    """A configuration with every `path` cut to its last part."""
+    if isinstance(value, dict):
+        return {
+            k: Path(v).name if k == "path" and isinstance(v, str) else without_folders(v)
+            for k, v in value.items()
+        }
+    return value
+
+
+# --- reading what the run wrote ---------------------------------------------------------------------------
+
+
+def of_model(config, results: Path, model: str, *, licence=None, place: str = REPOSITORY) -> str:
+    """The card of a trained model of the experiment in `results`. config: config.Config."""
+    fidelity = results / "eval" / model / "fidelity.json"
+    student = None if config.student.derive else revision(stage_params(config, "fetch_student"), "models")
+    return card(
+        model,
+        shown(canonical(config)),
+        read_json(results / home_of(config, model) / "manifest.json"),
+        data=read_json(results / "data" / "manifest.json"),
+        revisions={
+            "teacher": revision(stage_params(config, "fetch_teacher"), "models"),
+            "student": student,
+            "data": revision(stage_params(config, "fetch_dataset"), "datasets"),
+        },
+        scores=found_scores(results, model),
+        intervals=found_intervals(results / "report" / "intervals.csv"),
+        labels={row["model"]: row["label"] for row in table_rows(config)},
+        fidelity=read_sealed(fidelity) if fidelity.is_file() else None,
+        licence=licence,
+        place=place,
+    )
+
+
+def revision(source: dict, kind: str) -> str | None:
+    """The commit that was fetched, as its manifest says."""
+    for file in Path("resources", kind).glob("*/manifest.json"):
+        manifest = read_json(file)
+        if manifest.get("params") == source:
+            return manifest.get("revision")
+    return None
+
+
+def found_scores(results: Path, model: str) -> dict[str, dict]:
+    """This model's scores first, then those of the rows to compare it with; nothing while it has none."""
+    others = ["student-untrained", f"sft-seed{model.rsplit('-seed', 1)[-1]}", "teacher"]
+    shown = dict.fromkeys([model, *(others if model != "teacher" else ["teacher-untrained"])])
+    files = {name: results / "eval" / name / "scores.json" for name in shown}
+    if not files[model].is_file():
+        return {}
+    return {name: read_sealed(file) for name, file in files.items() if file.is_file()}
+
+
+def found_intervals(file: Path) -> dict[tuple[str, str], dict]:
+    if not file.is_file():
+        return {}
+    return {(cell["model"], cell["metric"]): cell for cell in pd.read_csv(file).to_dict("records")}

@@ -1,0 +1,186 @@
+"""The table: rows measured alike, side by side, and what a reader must know below it."""
+
+import pandas as pd
+
+from kdag.job.errors import UserError
+from kdag.report.comparisons import METRICS
+
+
+def refuse_mixture(rows: list[dict], scores: dict[str, dict], how=None) -> None:
+    """UserError if any row was measured on other prompts or under other settings than the first.
+
+    how: what of a model's scores must be the same for all; `measured_how` unless given.
+    """
+    how = how or measured_how
+    reference = rows[0]["model"]
+    differing = []
+    for row in rows:
+        ours, theirs = how(scores[reference]), how(scores[row["model"]])
+        differing += [
+            f"{row['model']}: {key} is {theirs.get(key)!r}, for {reference} it is {ours.get(key)!r}"
+            for key in sorted(ours.keys() | theirs.keys())
+            if ours.get(key) != theirs.get(key)
+        ]
+    if differing:
+        raise UserError("rows that were measured differently share no table:\n" + "\n".join(differing))
+
+
+def measured_how(scores: dict) -> dict:
+    counts = {key: scores[key] for key in ("n_prompts", "n_instructions", "prompts_sha256")}
+    return counts | (scores.get("generation") or {})
+
+
+def accuracy_table(rows: list[dict], scores: dict[str, dict]) -> pd.DataFrame:
+    """One row per model: label, the four accuracies, how many prompts and instructions they are out of."""
+    return pd.DataFrame(
+        {
+            "model": row["label"],
+            **{metric: scores[row["model"]][metric] for metric in METRICS},
+            **{count: scores[row["model"]][count] for count in ("n_prompts", "n_instructions")},
+        }
+        for row in rows
+    )
+
+
+def task_table(rows: list[dict], tasks: dict[str, dict[str, dict]]) -> pd.DataFrame:
+    """tasks.csv: a row per model and metric of every further task; tasks: {task: {model id: scores}}.
+
+    low, high: value -+ 1.96 standard errors, which are lm-eval's; empty where it has none.
+    """
+    found = []
+    for scores in tasks.values():
+        refuse_mixture(rows, scores, how=lambda scores: scores["measured"])
+        for row in rows:
+            measured = scores[row["model"]]["measured"]
+            for name, metrics in scores[row["model"]]["metrics"].items():
+                for metric, cell in metrics.items():
+                    reach = None if cell["stderr"] is None else 1.96 * cell["stderr"]
+                    found.append(
+                        {
+                            "model": row["model"],
+                            "metric": f"{name}_{metric}",
+                            "value": cell["value"],
+                            "low": None if reach is None else cell["value"] - reach,
+                            "high": None if reach is None else cell["value"] + reach,
+                            "n": measured["n"].get(name, sum(measured["n"].values())),
+                        }
+                    )
+    return pd.DataFrame(found, columns=["model", "metric", "value", "low", "high", "n"])
+
+
+def further(rows: list[dict], tasks: pd.DataFrame, cell) -> dict[str, list]:
+    """{metric: [cell(line of task_table) per row]}, in the order of the tasks."""
+    lines = {(line["model"], line["metric"]): line for line in tasks.to_dict("records")}
+    return {m: [cell(lines[row["model"], m]) for row in rows] for m in tasks["metric"].unique()}
+
+
+def fidelity_table(rows: list[dict], fidelity: dict[str, dict]) -> pd.DataFrame:
+    """One row per student: means per held-out answer token; the ratio is to the untrained student."""
+    measured = [row for row in rows if row["model"] in fidelity]
+    refuse_mixture(measured, fidelity, how=lambda measures: {"dtype": measures.get("dtype")})
+    untrained = fidelity["student-untrained"]["forward_kl"]
+    return pd.DataFrame(
+        {
+            "model": row["label"],
+            **{k: v for k, v in fidelity[row["model"]].items() if not isinstance(v, dict | str)},
+            "forward_kl_ratio": fidelity[row["model"]]["forward_kl"] / untrained,
+        }
+        for row in measured
+    )
+
+
+def best(rows: list[dict], table: pd.DataFrame, metric: str) -> set[int]:
+    """The lines of the best trained students of a column; several where they tie."""
+    students = [i for i, row in enumerate(rows) if row["role"] == "student"]
+    return {i for i in students if table[metric][i] == table.loc[students, metric].max()}
+
+
+def bold(rows, table: pd.DataFrame, mark: str) -> pd.DataFrame:
+    """The accuracies as text, the best trained student of a column set in `mark`; other tasks' unmarked."""
+    cells = table.drop(columns=["n_prompts", "n_instructions"]).astype(object)
+    for metric in cells.columns[1 + len(METRICS) :]:
+        cells[metric] = [f"{value:.4f}" for value in cells[metric]]
+    for metric in METRICS:
+        top = best(rows, table, metric)
+        cells[metric] = [
+            mark.format(f"{v:.4f}") if i in top else f"{v:.4f}" for i, v in enumerate(table[metric])
+        ]
+    return cells
+
+
+def latex(rows, table: pd.DataFrame) -> str:
+    """The table for a paper; needs no package but the standard ones."""
+    cells = bold(rows, table, r"\textbf{{{}}}")
+    cells.columns = [name.removesuffix("_accuracy").replace("_", " ") for name in cells.columns]
+    lines = [" & ".join(cells.columns) + r" \\", r"\hline"]
+    lines += [" & ".join(row) + r" \\" for row in cells.astype(str).itertuples(index=False)]
+    body = "\n".join(lines).replace("_", r"\_").replace("%", r"\%")
+    return "\\begin{tabular}{l" + "r" * (cells.shape[1] - 1) + "}\n" + body + "\n\\end{tabular}\n"
+
+
+def interval_text(cell: dict) -> str:
+    return "–" if pd.isna(cell["low"]) else f"{cell['low']:.4f} to {cell['high']:.4f}"
+
+
+def interval_table(rows: list[dict], cells: pd.DataFrame) -> pd.DataFrame:
+    """The 95 % interval of every cell of the table, as text."""
+    text = {(cell["model"], cell["metric"]): interval_text(cell) for cell in cells.to_dict("records")}
+    return pd.DataFrame(
+        {"model": row["label"], **{metric: text[row["model"], metric] for metric in METRICS}} for row in rows
+    )
+
+
+def task_words(tasks: dict[str, dict], first: str) -> str:
+    """What a reader must know of the further columns."""
+    lines = []
+    for name, scores in tasks.items():
+        measured = scores[first]["measured"]
+        shots = ", ".join(sorted({str(n) for n in measured["num_fewshot"].values()}))
+        versions = ", ".join(sorted({task["version"] for task in measured["tasks"].values()}))
+        lines.append(
+            f"{name} (version {versions}): {sum(measured['n'].values())} documents, {shots} worked examples, "
+            f"{'chat template' if measured['chat_template'] else 'no chat template'}"
+        )
+    return (
+        "Further columns are lm-eval's metrics; they describe and are not tested. Their 95 % intervals: 1.96 "
+        f"standard errors. {'; '.join(lines)}."
+    )
+
+
+def markdown(
+    rows, table, cells, spread, closeness, words: str, scores, tasks, further_tasks, notes: list[str]
+) -> str:
+    """table.md: the table, its intervals, the verdict, the fidelity, and what a reader must know.
+
+    notes: of `answers.notes`.
+    """
+    first = scores[rows[0]["model"]]
+    generation = first.get("generation") or {}
+    shown = ["forward_kl", "forward_kl_ratio", "reverse_kl", "total_variation", "top1_agreement"]
+    parts = [
+        bold(rows, table, "**{}**").to_markdown(index=False, disable_numparse=True),
+        f"{first['n_prompts']} prompts, {first['n_instructions']} instructions, the same for every row, "
+        f"answered greedily with at most {generation.get('max_new_tokens')} tokens in "
+        f"{generation.get('dtype')}. Bold: the best trained student of a column, "
+        "which says nothing about a difference; the verdict does.",
+        *notes,
+        "95 % intervals: Wilson for prompts; bootstrap over prompts for instructions, which share a prompt "
+        "(Wilson over prompts where all or none were followed).",
+        interval_table(rows, cells)
+        .assign(**further(rows, tasks, interval_text))
+        .to_markdown(index=False, disable_numparse=True),
+        *([task_words(further_tasks, rows[0]["model"])] if further_tasks else []),
+        words.strip(),
+    ]
+    if spread["seeds"].max() > 1:
+        seeds = spread[spread["metric"] == METRICS[0]].drop(columns=["metric", "seeds"])
+        parts += [
+            f"Over training seeds, {METRICS[0]}; sd is between seeds, on the same prompts.",
+            seeds.to_markdown(index=False, floatfmt=".4f"),
+        ]
+    parts += [
+        f"Held-out fidelity to the fine-tuned teacher, per answer token ({closeness['tokens'][0]} tokens of "
+        f"{closeness['rows'][0]} rows), in nats; forward_kl_ratio: relative to the untrained student.",
+        closeness[["model", *shown]].to_markdown(index=False, floatfmt=".4f"),
+    ]
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,26 @@
+"""The live teacher in the place of its cache."""
+
+from pathlib import Path
+
+import torch
+
+from kdag.files.manifest import verify_files
+from kdag.models.head import check_head, head_weight, hidden_states
+from kdag.models.load import load_model
+
+
+class LiveTeacher:
+    """The live teacher in the place of its cache: the same states, computed anew for every batch."""
+
+    keeps_rows, logits = False, None
+
+    def __init__(self, manifest_path: Path, dtype: str, vocabulary: int):
+        verify_files(manifest_path, ("model/",))
+        self.model = load_model(Path(manifest_path).parent / "model", dtype)
+        check_head(self.model, vocabulary)
+        self.head = head_weight(self.model, vocabulary).detach()
+
+    @torch.no_grad()
+    def known(self, batch: dict, learn: torch.Tensor) -> torch.Tensor:
+        """Hidden states [N, d] at the positions [B, L] where `learn` is true."""
+        return hidden_states(self.model, batch["input_ids"], batch["attention_mask"])[learn]

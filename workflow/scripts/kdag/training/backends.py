@@ -1,0 +1,124 @@
+"""transformers or Unsloth: which one trains, and the few lines in which they differ.
+
+Unsloth patches transformers and peft, so `start` comes before either is imported, in a process that does
+nothing else.
+"""
+
+import importlib.util
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+from kdag.job import launching
+from kdag.job.errors import UserError
+
+LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def start(wanted: str) -> str:
+    """The backend of this process, imported if it is Unsloth; a log line says why it is not."""
+    if wanted == "transformers":
+        return wanted
+    if reason := why_not_unsloth():
+        level = logging.WARNING if wanted == "unsloth" else logging.INFO
+        logging.log(level, "backend: transformers, since %s", reason)
+        return "transformers"
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", tempfile.mkdtemp(prefix="unsloth-"))
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
+    import unsloth
+
+    logging.info("backend: unsloth %s", getattr(unsloth, "__version__", ""))
+    return "unsloth"
+
+
+def why_not_unsloth() -> str | None:
+    import torch
+
+    if importlib.util.find_spec("unsloth") is None:
+        return "the package unsloth is not installed (envs/requirements-unsloth.txt)"
+    if not torch.cuda.is_available():
+        return "unsloth needs a GPU and none is visible"
+    if launching.processes() > 1:
+        return "the job runs in several processes"
+    return None
+
+
+def load(directory: Path, settings, backend: str, longest: int, *, to_device: bool = True):
+    """A model to be trained. longest: the most tokens a row has, which Unsloth sets up for."""
+    from kdag.models import load
+
+    if settings.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("load_in_4bit needs the package bitsandbytes (envs/requirements-unsloth.txt)")
+    if backend == "transformers":
+        quantization = four_bit(settings)
+        model = load.load_model(directory, settings.dtype, to_device=to_device, quantization=quantization)
+        # On a CPU bitsandbytes packs its weights for inference alone at the first pass outside training.
+        return model.train() if settings.load_in_4bit else model
+    import torch
+    from unsloth import FastLanguageModel
+
+    load.require(directory)
+    model, _ = FastLanguageModel.from_pretrained(
+        model_name=str(directory),
+        max_seq_length=longest,
+        dtype=getattr(torch, settings.dtype),
+        load_in_4bit=settings.load_in_4bit,
+        full_finetuning=settings.tuning == "full",
+        use_exact_model_name=True,
+        use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing else False,
+    )
+    return model
+
+
+def four_bit(settings):
+    """QLoRA's storage (Dettmers et al. 2023, arXiv:2305.14314): NF4, its constants quantised as well."""
+    if not settings.load_in_4bit:
+        return None
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, settings.dtype),
+    )
+
+
+def with_adapters(model, settings, backend: str):
+    """The model under LoRA adapters. UserError where a layer that is named is not there."""
+    targets = settings.lora_target_modules
+    shape = {
+        "r": settings.lora_rank,
+        "lora_alpha": settings.lora_alpha,
+        "lora_dropout": settings.lora_dropout,
+    }
+    if backend == "unsloth":
+        from unsloth import FastLanguageModel
+
+        return FastLanguageModel.get_peft_model(
+            model,
+            **shape,
+            target_modules=LINEAR_LAYERS if targets == "all-linear" else list(targets),
+            use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing else False,
+            random_state=settings.seed,
+        )
+    from peft import LoraConfig, get_peft_model
+
+    names = targets if isinstance(targets, str) else list(targets)
+    try:
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=names, **shape))
+    except ValueError as error:
+        raise UserError(f"lora_target_modules: {error}") from error
+
+
+def optimizer(settings) -> str:
+    """The Trainer's name for settings.optimizer."""
+    if settings.optimizer == "adamw_8bit":
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError(
+                "optimizer: adamw_8bit needs the package bitsandbytes (envs/requirements-unsloth.txt)"
+            )
+        return "adamw_bnb_8bit"
+    return "adamw_torch"

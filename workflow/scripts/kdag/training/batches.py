@@ -1,0 +1,99 @@
+"""Rows of a subset as training batches: what a row holds, how rows are padded, in which order they come."""
+
+import numpy as np
+import torch
+
+from kdag.teacher.cache import pad
+
+
+class Rows(torch.utils.data.Dataset):
+    """The rows of a subset, each with what is stored of its teacher, if the teacher stores anything.
+
+    The row behind the last one is a token with nothing to learn: see EpochSampler.
+    """
+
+    def __init__(self, frame, teacher):
+        self.ids, self.targets = frame["input_ids"].tolist(), frame["targets"].tolist()
+        self.cache = teacher if teacher and teacher.keeps_rows else None
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, index):
+        if index == len(self):
+            row = {"input_ids": np.zeros(1), "targets": np.full(1, -100), "row": index}
+            stored = {name: tensor[:0] for name, tensor in self.cache.row(0).items()} if self.cache else None
+        else:
+            row = {"input_ids": self.ids[index], "targets": self.targets[index], "row": index}
+            stored = self.cache.row(index) if self.cache else None
+        return row | ({"teacher": stored} if self.cache else {})
+
+
+def collate(rows: list[dict]) -> dict:
+    """Right-padded [B, L] ids, mask and targets; what is stored of the teacher [N, ...] in the order
+    of the targets.
+
+    The targets are shifted already, which the Trainer is told by calling them `shift_labels`.
+    """
+    targets = pad([row["targets"] for row in rows], -100)
+    batch = {
+        "input_ids": pad([row["input_ids"] for row in rows], 0),
+        "attention_mask": pad([np.ones(len(row["input_ids"])) for row in rows], 0),
+        "labels": targets,
+        "shift_labels": targets,
+        "rows": torch.tensor([row["row"] for row in rows]),
+    }
+    if "teacher" in rows[0]:
+        names = rows[0]["teacher"]
+        batch["teacher"] = {name: torch.cat([row["teacher"][name] for row in rows]) for name in names}
+    return batch
+
+
+def split(batch: dict, parts: int) -> list[dict]:
+    """The rows of a batch in up to `parts` smaller batches, each padded to its own longest row."""
+    learned = (batch["labels"] != -100).sum(1)
+    ends = learned.cumsum(0)
+    pieces = []
+    for rows in torch.arange(len(learned), device=learned.device).chunk(parts):
+        longest = int(batch["attention_mask"][rows].sum(1).max())
+        piece = {
+            name: value[rows, :longest] if value.ndim > 1 else value[rows]
+            for name, value in batch.items()
+            if name != "teacher"
+        }
+        if "teacher" in batch:
+            tokens = slice(int(ends[rows[0]] - learned[rows[0]]), int(ends[rows[-1]]))
+            piece["teacher"] = {name: tensor[tokens] for name, tensor in batch["teacher"].items()}
+        pieces.append(piece)
+    return pieces
+
+
+class EpochSampler(torch.utils.data.Sampler):
+    """Every row once, in an order that depends on seed and epoch alone, so that a resumed run keeps it.
+
+    The rows of an optimiser step are drawn at random, and come by length within it, so that rows of like
+    length share a forward pass. (Steps of like rows alone made the demo's students loop:
+    docs/performance.md.) So batch_size and gradient_accumulation of one product give the same steps. Of every
+    `processes` batches each process takes one, so that a step has the same rows however many there are; rows
+    without anything to learn, numbered len(lengths), complete the last of these batches.
+    """
+
+    def __init__(
+        self, lengths: list[int], batch_size: int, seed: int, epoch, processes: int = 1, passes: int = 1
+    ):
+        """epoch: a function that says which; passes: forward passes of a step, of all processes."""
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, epoch
+        self.missing = 0 if processes == 1 else -len(lengths) % (batch_size * processes)
+        self.step = batch_size * passes
+
+    def __len__(self):
+        return len(self.lengths) + self.missing
+
+    def __iter__(self):
+        rows = len(self.lengths)
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch())
+        order = torch.randperm(rows, generator=generator).tolist()
+        if self.batch_size > 1:
+            steps = (order[start : start + self.step] for start in range(0, rows, self.step))
+            order = [row for step in steps for row in sorted(step, key=lambda row: -self.lengths[row])]
+        return iter([*order, *[rows] * self.missing])

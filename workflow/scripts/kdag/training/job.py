@@ -1,0 +1,113 @@
+"""A training stage from its inputs to its manifest."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from kdag.config import precision
+from kdag.data.rows import read_rows
+from kdag.files.atomic import atomic_path, write_text
+from kdag.files.hashes import sha256_file, sha256_json
+from kdag.files.manifest import write_manifest
+from kdag.files.reading import read_json
+from kdag.job import arithmetic, launching
+from kdag.models import load
+from kdag.teacher.cache import TeacherCache
+from kdag.teacher.live import LiveTeacher
+from kdag.training import backends, sharding
+from kdag.training.train import Objective, prepare, save_trained, train
+
+
+def run_stage(
+    stage: str,
+    settings,
+    objective: Objective,
+    *,
+    start: Path,
+    rows: Path,
+    output: Path,
+    log: Path,
+    manifest: Path,
+    backend: str,
+    section: str,
+    teacher: Path | None = None,
+    expected_teacher: Path | None = None,
+    tensorboard: bool = False,
+) -> None:
+    """A training stage from its inputs to its manifest; shared by sft.py and distill.py.
+
+    settings: a config Training with a seed. start: the untrained model's directory; rows: train.parquet.
+    output, log and manifest are written. teacher: the manifest of the teacher's cache, or, for an online
+    teacher, of the teacher itself; expected_teacher: what the cache must be made from. backend: what
+    `backends.start` chose. section: where the configuration has these settings.
+    """
+    frame = read_rows(rows)
+    data = read_json(rows.parent / "manifest.json")
+    vocabulary = data["vocabulary_size"]
+    inputs = {
+        "model": sha256_file(start.parent / "manifest.json"),
+        "data": sha256_file(rows.parent / "manifest.json"),
+    }
+    seen = None
+    if teacher:
+        inputs["teacher"] = sha256_file(teacher)
+        if settings.teacher_dtype:
+            live = precision.settle(settings.teacher_dtype, "teacher_cache.dtype")
+            seen = LiveTeacher(teacher, live, vocabulary)
+        else:
+            seen = TeacherCache(teacher, "train", frame, data, expected_teacher)
+    params = settings.model_dump()
+    dtype = precision.settle(settings.dtype, f"{section}.dtype")
+    settings = settings.model_copy(update={"dtype": dtype})
+    shard = sharding.wanted(start, settings)
+    # A checkpoint is resumed only by the very job that wrote it: same parameters, inputs, code and dtype.
+    code = {m.__name__: sha256_file(m.__file__) for m in own_modules()}
+    job = [stage, params, dtype, inputs, code, *([launching.processes()] if shard else [])]
+    work = output.parent / f".checkpoints-{sha256_json(job)[:12]}"
+    for stale in set(output.parent.glob(".checkpoints-*")) - {work}:
+        if launching.rank() == 0:
+            shutil.rmtree(stale)
+    longest = max(map(len, frame["input_ids"]))
+    model, steps = train(
+        backends.load(start, settings, backend, longest, to_device=not shard),
+        frame,
+        settings=settings,
+        objective=objective,
+        teacher=seen,
+        vocabulary=vocabulary,
+        work=work,
+        backend=backend,
+        shard=shard,
+        tensorboard=output.parent / "tensorboard" if tensorboard else None,
+    )
+    weights = sharding.trained_weights(model) if shard else None
+    if launching.rank() > 0:
+        return
+    if shard:
+        whole = backends.load(start, settings, backend, longest, to_device=False)
+        model = sharding.put(weights, prepare(whole, settings, backend))
+    with atomic_path(output) as partial:
+        base = start if settings.load_in_4bit else None
+        save_trained(model, load.load_tokenizer(start), partial, settings.dtype, base)
+    write_text(log, "".join(json.dumps(entry) + "\n" for entry in steps))
+    write_manifest(
+        manifest,
+        stage=stage,
+        params=params,
+        inputs=inputs,
+        outputs=[output, log],
+        backend=backend,
+        dtype=dtype,
+        arithmetic=arithmetic.recorded(),
+        processor=precision.here().name,
+        rows_per_pass=-(-settings.batch_size // max(entry.get("parts", 1) for entry in steps)),
+        device=(f"{launching.processes()} x " if launching.processes() > 1 else "") + load.device_name(),
+    )
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def own_modules() -> list:
+    """What was imported and can change a result: not what only talks."""
+    ours = [name for name in sorted(sys.modules) if name.startswith("kdag.") and sys.modules[name].__file__]
+    return [sys.modules[name] for name in ours if not name.startswith("kdag.job.")]

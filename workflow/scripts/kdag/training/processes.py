@@ -1,0 +1,38 @@
+"""What the processes of one training job tell each other."""
+
+from kdag.job.launching import processes
+
+
+def backend() -> str | None:
+    """What the processes talk through; None: they are one, or torch chooses."""
+    import torch
+
+    return "gloo" if processes() > 1 and not torch.cuda.is_available() else None
+
+
+def agreed(value):
+    """The first process's value, in all of them."""
+    if processes() == 1:
+        return value
+    import torch.distributed
+
+    said = [value]
+    torch.distributed.broadcast_object_list(said)
+    return said[0]
+
+
+def summed(values: list, device) -> list[float]:
+    """The sums over all processes of some numbers or tensors of one element."""
+    import torch.distributed
+
+    total = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in values])
+    if processes() > 1:
+        torch.distributed.all_reduce(total)
+    return total.tolist()
+
+
+def wait_for_all() -> None:
+    if processes() > 1:
+        import torch.distributed
+
+        torch.distributed.barrier()

@@ -1,0 +1,148 @@
+"""A model too large for one GPU, shared out among the processes of a job (FSDP).
+
+Each process holds a part of every weight, gradient and optimiser state; a layer's weights come together
+while it computes. torch's fully_shard does it, without accelerate, whose FSDP is for GPUs alone: so the
+tests run the same code on two CPU processes. A checkpoint is the parts of all processes and is resumed by
+as many.
+"""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from kdag.job import launching
+from kdag.job.errors import UserError
+from kdag.models import head, load
+
+FORCE = "KDAG_SHARD"  # set to 1: shard whatever the size
+SHARE_OF_CARD = 0.7  # for weights, gradients and optimiser; the rest is for activations
+TRAINED_BYTES = 16  # of a trained weight in float32: itself, its gradient, Adam's two moments
+
+
+def wanted(directory: Path, settings) -> bool:
+    """Are the weights in `directory`, trained as `settings` say, too much for the GPU of a process?"""
+    if launching.processes() == 1:
+        return False
+    shard = os.environ.get(FORCE) == "1"
+    if torch.cuda.is_available() and not shard and not settings.load_in_4bit:
+        each = TRAINED_BYTES if settings.tuning == "full" else getattr(torch, settings.dtype).itemsize
+        card = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        shard = count_weights(directory) * each > SHARE_OF_CARD * card
+    if shard and (settings.load_in_4bit or settings.optimizer != "adamw"):
+        raise UserError(
+            "the model does not fit on one GPU and is shared out among several, which neither load_in_4bit "
+            "nor optimizer: adamw_8bit can be"
+        )
+    return shard
+
+
+def count_weights(directory: Path) -> int:
+    """From the headers of the files alone."""
+    total = 0
+    for file in Path(directory).glob("*.safetensors"):
+        with open(file, "rb") as opened:
+            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+        total += sum(torch.Size(shape).numel() for shape in shapes)
+    return total
+
+
+def shard(model) -> None:
+    """In place: a unit per layer, and one for what is left, the head among it."""
+    mesh = init_device_mesh(load.device().type, (launching.processes(),))
+    for layer in head.base_model(model).base_model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    logging.info("the model is shared out among %d processes", launching.processes())
+
+
+def trained_weights(model) -> dict[str, torch.Tensor]:
+    """The trained weights, whole, on the CPU of the first process; the others help and get nothing."""
+    whole = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            together = weight.detach().full_tensor()
+            if launching.rank() == 0:
+                whole[name] = together.cpu()
+    return whole
+
+
+def put(weights: dict[str, torch.Tensor], model):
+    """The model with these trained weights, in a model that is not sharded."""
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    if trained != weights.keys():
+        raise RuntimeError(f"other weights were trained: {sorted(trained ^ weights.keys())[:5]}")
+    model.load_state_dict(weights, strict=False)
+    return model
+
+
+def local(tensor):
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+class Sharded:
+    """What a Trainer does otherwise where its model is sharded."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.accelerator.prepare_model = lambda model, **_: model  # instead of DistributedDataParallel
+
+    def _clip_grad_norm(self, model):
+        norm = super()._clip_grad_norm(model)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        Path(output_dir).mkdir(parents=True, exist_ok=True)  # the weights are among the parts below
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [weight for weight in self.model.parameters() if weight.requires_grad]
+
+    def _part(self, folder: str) -> Path:
+        return Path(folder, f"part-{launching.rank()}.pt")
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        state = self.optimizer.optimizer.state
+        part = {
+            "weights": [local(weight.detach()) for weight in self._trained()],
+            "moments": [{k: local(v) for k, v in state[weight].items()} for weight in self._trained()],
+            "scheduler": self.lr_scheduler.state_dict(),
+        }
+        torch.save(part, self._part(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        part = self._read(resume_from_checkpoint)
+        with torch.no_grad():
+            for weight, saved in zip(self._trained(), part["weights"], strict=True):
+                local(weight).copy_(saved)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        if checkpoint is None:
+            return
+        part = self._read(checkpoint)
+        for weight, saved in zip(self._trained(), part["moments"], strict=True):
+            self.optimizer.optimizer.state[weight] = {
+                key: like(weight, value) if value.ndim else value for key, value in saved.items()
+            }
+        self.lr_scheduler.load_state_dict(part["scheduler"])
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+
+    def _read(self, checkpoint: str) -> dict:
+        return torch.load(self._part(checkpoint), map_location="cpu", weights_only=True)
+
+
+def like(weight: DTensor, part: torch.Tensor) -> DTensor:
+    """A tensor of the weight's shape of which this process has `part`."""
+    return DTensor.from_local(
+        part.to(weight.device),
+        weight.device_mesh,
+        weight.placements,
+        shape=weight.shape,
+        stride=weight.stride(),
+    )

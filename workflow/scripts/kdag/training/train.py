@@ -1,0 +1,157 @@
+"""Fine-tuning and distilling are one training: prepare the model, train it, save it merged.
+
+Training goes on from its own last whole checkpoint after a kill.
+"""
+
+import logging
+import os
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from peft import PeftModel
+from transformers import set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from kdag.data.rows import answer_tokens
+from kdag.job import launching
+from kdag.job.errors import UserError
+from kdag.models import head, load, save
+from kdag.training import backends, processes, sharding
+from kdag.training.batches import Rows, collate
+from kdag.training.checkpoints import Follow, last_checkpoint
+from kdag.training.trainer import Arguments, DistillTrainer, Objective, ShardedTrainer
+
+# Processes that read the cache ahead; on a CPU they would take a core from the step.
+READERS = {"cuda": 1, "cpu": 0}
+
+
+def prepare(model, settings, backend):
+    """Make trainable what is to be trained: adapters or every weight, always in float32."""
+    model.config.use_cache = False
+    if settings.gradient_checkpointing and backend == "transformers":  # Unsloth has its own
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    return model.float() if settings.tuning == "full" else backends.with_adapters(model, settings, backend)
+
+
+def train(
+    model,
+    frame,
+    *,
+    settings,
+    objective: Objective,
+    teacher,
+    vocabulary: int,
+    work: Path,
+    backend: str = "transformers",
+    shard: bool = False,
+    tensorboard: Path | None = None,
+):
+    """Train `model` on the rows of `frame`. settings: a config.Training with a seed.
+
+    teacher: the TeacherCache of these rows, a LiveTeacher, or None without a divergence. work: the folder
+    of the checkpoints. shard: share the model out among the processes (sharding.py). tensorboard: the folder
+    of its curves, if they are wanted. Returns the trained model (PEFT-wrapped for LoRA) and the log, an entry
+    per step.
+    """
+    set_seed(settings.seed)
+    head.check_head(model, vocabulary)
+    model = prepare(model, settings, backend)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    logging.info(
+        "%d rows, %d answer tokens, %.2f M of %.1f M weights trained",
+        len(frame),
+        sum(len(answer_tokens(row)) for row in frame["targets"]),
+        trainable / 1e6,
+        sum(p.numel() for p in model.parameters()) / 1e6,
+    )
+    if tensorboard:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(tensorboard)  # where transformers looks for it
+    arguments = Arguments(
+        output_dir=str(work),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=launching.passes_per_process(
+            settings.gradient_accumulation, launching.processes()
+        ),
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup_ratio,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        optim=backends.optimizer(settings),
+        fp16=settings.dtype == "float16" and load.device().type == "cuda",  # scaled, or it underflows
+        use_cpu=load.device().type == "cpu",
+        ddp_backend=processes.backend(),
+        ddp_find_unused_parameters=False,
+        remove_unused_columns=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to="tensorboard" if tensorboard else "none",
+        disable_tqdm=True,
+        dataloader_pin_memory=load.device().type == "cuda",
+        dataloader_num_workers=READERS[load.device().type],
+    )
+    if shard:
+        sharding.shard(model)
+    trainer = (ShardedTrainer if shard else DistillTrainer)(
+        model=model,
+        args=arguments,
+        train_dataset=Rows(frame, teacher),
+        data_collator=collate,
+        objective=objective,
+        teacher=teacher,
+        vocabulary=vocabulary,
+        dtype=settings.dtype,
+        callbacks=[Follow()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    checkpoint = processes.agreed(last_checkpoint(work) if launching.rank() == 0 else None)
+    if checkpoint:
+        logging.info("going on from %s", checkpoint)
+    torch.manual_seed(settings.seed + launching.rank())  # the same dropout on other rows would be no sample
+    try:
+        with head.forward_replaced(model, trainer.losses):
+            trainer.train(resume_from_checkpoint=checkpoint)
+    except UnpicklingError as error:
+        why = "a file in it holds more than tensors and is not read, since a pickle can run code"
+        raise UserError(f"{checkpoint}: {why}. Delete it and run again") from error
+    keys = (
+        "step",
+        "epoch",
+        "loss",
+        "ce",
+        "divergence",
+        "answer_tokens",
+        "learning_rate",
+        "grad_norm",
+        "parts",
+    )
+    log = [
+        {key: entry[key] for key in keys if key in entry}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
+    return model, log
+
+
+def save_trained(model, tokenizer, folder: Path, dtype: str, base: Path | None = None) -> None:
+    """Write the merged model in `dtype` to `folder`, and for LoRA the adapter to `folder`/adapter.
+
+    base: where the untrained weights lie, if the model holds them in four bits: they are merged as they are.
+    """
+    adapter = folder / "adapter"
+    if hasattr(model, "peft_config"):
+        for config in model.peft_config.values():  # a set, which each process would write in another order
+            config.target_modules = sorted(config.target_modules)
+        model.save_pretrained(adapter)
+        (adapter / "README.md").unlink(missing_ok=True)  # PEFT's form, not filled in
+        if base is not None:
+            model = PeftModel.from_pretrained(load.load_model(base, dtype, to_device=False), adapter)
+        model = model.merge_and_unload()
+    model = model.to(getattr(torch, dtype))
+    model.config.use_cache = True
+    save.save(model, tokenizer, folder)

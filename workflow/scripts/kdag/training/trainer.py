@@ -1,0 +1,171 @@
+"""The HF Trainer with the loss of losses/fused.py over the answer's tokens.
+
+Loss and gradient are means over the answer tokens of the whole effective batch, however it is split.
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from kdag.job import launching
+from kdag.job.errors import UserError
+from kdag.losses.base import Divergence
+from kdag.losses.fused import distill_loss
+from kdag.models import head
+from kdag.training import processes, sharding
+from kdag.training.batches import EpochSampler, split
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised. Without a divergence: cross-entropy alone, which is fine-tuning."""
+
+    divergence: Divergence | None = None
+    divergence_params: dict | None = None
+    kl_weight: float = 0.0
+    temperature: float = 1.0
+    temperature_squared: bool = True
+    use_ce: bool = True
+
+
+class DistillTrainer(Trainer):
+    """The HF Trainer with its loss replaced; no logits come out of the model's own forward."""
+
+    def __init__(self, *, objective: Objective, teacher, vocabulary: int, dtype: str, **kwargs):
+        super().__init__(**kwargs)
+        self.objective, self.vocabulary, self.teacher = objective, vocabulary, teacher
+        self.dtype = getattr(torch, dtype)
+        self.teacher_head = None if teacher is None else teacher.head.to(self.args.device)
+        self.model_accepts_loss_kwargs = True  # the loss is divided by num_items_in_batch here
+        self.sums = {}
+        self.parts = 1  # forward passes that a batch is taken in; doubled when memory runs out
+        self.step, self.batches = None, []  # of the optimiser step that is under way
+
+    def _get_train_sampler(self, train_dataset=None):
+        return EpochSampler(
+            [len(ids) for ids in self.train_dataset.ids],
+            self.args.train_batch_size,
+            self.args.seed,
+            lambda: int((self.state.epoch or 0) + 1e-6),
+            launching.processes(),
+            self.args.gradient_accumulation_steps * launching.processes(),
+        )
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """A forward and backward pass; where memory runs out, the step begins again in smaller ones.
+
+        The effective batch and the loss stay what they are: sums over the same answer tokens.
+        """
+        if self.step != self.state.global_step:
+            self.step, self.batches = self.state.global_step, []
+        self.batches.append(inputs)
+        batches, one_pass = self.batches[-1:], super().training_step
+        while True:
+            try:
+                for batch in batches:
+                    pieces = split(batch, self.parts) if self.parts > 1 else [batch]
+                    losses = [one_pass(model, piece, num_items_in_batch) for piece in pieces]
+                return sum(losses)
+            except torch.OutOfMemoryError as error:
+                self._halve(str(error))
+            # Outside the handler, which holds on to the failed pass and its memory.
+            model.zero_grad()
+            self.sums, batches = {}, self.batches
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _halve(self, reason: str) -> None:
+        rows = -(-self.args.train_batch_size // self.parts)
+        if rows == 1 or launching.processes() > 1:
+            raise UserError(
+                f"out of memory with {rows} rows per pass ({reason.split('.')[0]}). Lower batch_size and "
+                "raise gradient_accumulation by as much, or set gradient_checkpointing, tuning: lora, "
+                "load_in_4bit, or a smaller data.max_tokens"
+            )
+        self.parts *= 2
+        logging.warning(
+            "out of memory: step %d begins again with %d rows per pass, the same effective batch",
+            self.state.global_step + 1,
+            -(-self.args.train_batch_size // self.parts),
+        )
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, metrics = model(inputs, num_items_in_batch)  # which is `losses` below
+        for name in ("ce_sum", "divergence_sum", "tokens"):
+            self.sums[name] = self.sums.get(name, 0) + metrics[name]
+        return loss * launching.processes()  # num_items is that of all processes; gradients are averaged
+
+    def losses(self, inputs, num_items):
+        """(loss, metrics) of a batch: what calling the model means while it trains."""
+        model = self.model
+        learn = inputs["labels"] != -100
+        autocast = torch.autocast(self.args.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        with autocast:
+            hidden = head.hidden_states(model, inputs["input_ids"], inputs["attention_mask"])
+        objective, teacher = self.objective, self.teacher
+        return distill_loss(
+            hidden[learn].to(self.dtype),
+            head.head_weight(model, self.vocabulary).to(self.dtype),
+            teacher and teacher.known(inputs, learn),
+            self.teacher_head,
+            inputs["labels"][learn],
+            divergence=objective.divergence,
+            divergence_params=objective.divergence_params or {},
+            kl_weight=objective.kl_weight,
+            temperature=objective.temperature,
+            temperature_squared=objective.temperature_squared,
+            use_ce=objective.use_ce,
+            num_items=num_items,
+            teacher_logits=teacher and teacher.logits,
+        )
+
+    def log(self, logs, *args, **kwargs):
+        if self.sums and "loss" in logs:
+            ce, divergence, tokens = processes.summed(list(self.sums.values()), self.args.device)
+            tokens = max(tokens, 1.0)
+            logs["ce"] = ce / tokens
+            if self.objective.divergence:
+                logs["divergence"] = divergence / tokens
+            logs["answer_tokens"] = int(tokens)
+            if self.parts > 1:
+                logs["parts"] = self.parts
+            self.sums = {}
+            self._refuse_broken(logs)
+        super().log(logs, *args, **kwargs)
+
+    def _refuse_broken(self, logs) -> None:
+        """Stop before a model that is no longer one is saved, in a checkpoint or as the result."""
+        broken = [k for k in ("loss", "grad_norm") if not math.isfinite(logs.get(k, 0.0))]
+        if broken:
+            rows = sorted(
+                {int(row) for batch in self.batches for row in batch["rows"]} - {len(self.train_dataset)}
+            )
+            raise UserError(
+                f"step {self.state.global_step}: {broken[0]} is {logs[broken[0]]} "
+                f"({getattr(self.objective.divergence, 'name', 'cross-entropy')}); nothing is saved. The "
+                f"step's rows, by place in train.parquet: {rows}. A lower learning_rate or max_grad_norm, "
+                "or dtype: float32, may help"
+            )
+
+
+class ShardedTrainer(sharding.Sharded, DistillTrainer):
+    """The same for a model that one GPU does not hold."""
+
+
+class Arguments(TrainingArguments):
+    """The Trainer takes to nn.DataParallel where one process sees several GPUs; here it never does.
+
+    Of several processes without a GPU each is on "cpu:0", to which torch.load can bring no checkpoint back.
+    """
+
+    @property
+    def device(self):
+        device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
+
+    @property
+    def n_gpu(self):
+        return min(super().n_gpu, 1)
