@@ -1,4 +1,4 @@
-"""What each job sees of the configuration, and which models a configuration makes.
+"""What each job sees of the configuration.
 
 The workflow's side of the configuration: nothing that trains or measures imports this, so that a change of
 the DAG's shape is no change of that code.

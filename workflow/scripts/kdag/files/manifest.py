@@ -1,7 +1,7 @@
-"""Whole files or none: atomic writes, hashes, and the manifest that says what a stage made and from what.
+"""The manifest that says what a stage made and from what, and the check of files against it.
 
-A stage writes beside its target and renames, so what exists is whole. Its manifest.json is written
-last and holds no timestamp: equal inputs give an equal manifest, and Snakemake then runs nothing below.
+It is written last, when everything else is whole (atomic.py), and holds no timestamp: equal inputs give an
+equal manifest, and Snakemake then runs nothing below.
 """
 
 import contextlib

@@ -1,13 +1,26 @@
 """A GGUF file turned into a model directory."""
 
+import contextlib
+import functools
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from kdag.job.errors import UserError
-from kdag.models.load import read_once
 from kdag.models.save import save
+
+
+@contextlib.contextmanager
+def read_once():
+    """transformers reads a GGUF file four times on its way to a model and a tokenizer, seconds each."""
+    import gguf
+
+    reader, gguf.GGUFReader = gguf.GGUFReader, functools.cache(gguf.GGUFReader)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader
 
 
 def from_gguf(file: Path, target: Path, dtype: str = "bfloat16") -> None:

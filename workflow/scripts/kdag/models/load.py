@@ -1,7 +1,5 @@
-"""Load, derive and save models. Every model of a run is a plain directory that from_pretrained opens."""
+"""Load models and tokenizers. Every model of a run is a plain directory that from_pretrained opens."""
 
-import contextlib
-import functools
 import json
 from pathlib import Path
 
@@ -87,15 +85,3 @@ def end_ids(directory: Path, tokenizer) -> set[int]:
     listed = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
     listed = listed if isinstance(listed, list) else [] if listed is None else [listed]
     return {*listed, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
-
-
-@contextlib.contextmanager
-def read_once():
-    """transformers reads a GGUF file four times on its way to a model and a tokenizer, seconds each."""
-    import gguf
-
-    reader, gguf.GGUFReader = gguf.GGUFReader, functools.cache(gguf.GGUFReader)
-    try:
-        yield
-    finally:
-        gguf.GGUFReader = reader

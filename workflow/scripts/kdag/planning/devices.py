@@ -1,4 +1,4 @@
-"""What a plan is made of: the card that computes, with all that is assumed of it, and the shape of a model.
+"""What computes, and all that a plan assumes of it.
 
 Memory is what nvidia-smi reports; bandwidth and the dense bfloat16 rate with fp32 sums (no sparsity) are the
 data sheets'. T4 and V100 have no bfloat16; theirs is the rate of float16.
