@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: help install demo test lint schema clean fidelity test-faults bench audit test-slurm orphans test-gpu bench-gpu doctor status plan publish
 .DEFAULT_GOAL := help
 CONFIG ?= config.yaml
-CARD ?= H200
+DEVICE ?= $(or $(CARD),H200)
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,8 +38,8 @@ test-gpu: install ## the tests that need a GPU; skipped where there is none
 doctor: ## is this machine ready for CONFIG=config.yaml, and what to do about what is not
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) workflow/scripts/doctor.py --config $(CONFIG)
 
-plan: install ## memory, disk and hours of every stage of CONFIG on CARD=H200, and what does not fit
-	$(BIN)/python workflow/scripts/plan.py --config $(CONFIG) --card $(CARD)
+plan: install ## memory, disk and hours of every stage of CONFIG on DEVICE=H200, and what does not fit
+	$(BIN)/python workflow/scripts/plan.py --config $(CONFIG) --device $(DEVICE)
 
 status: ## what of CONFIG is done, running, failed, waiting, also beside a run; the last line of each log
 	@$(BIN)/python workflow/scripts/status.py --config $(CONFIG)

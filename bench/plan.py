@@ -50,7 +50,7 @@ def main():
     tokens = command.counted(config, args.results.parent)
     figures = []
     print(f"{'stage':18} {'jobs':>4} {'predicted MiB':>14} {'measured MiB':>20} {'off':>6}")
-    for entry in planner.plan(config, teacher, student, devices.CARDS["cpu"], tokens):
+    for entry in planner.plan(config, teacher, student, devices.DEVICES["cpu"], tokens):
         found = measured(args.results, entry["stage"])
         if not found:
             print(f"{entry['stage']:18}    -  no benchmark in {args.results}")

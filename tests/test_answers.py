@@ -2,11 +2,14 @@
 
 import re
 
+import numpy as np
 import pytest
 
 from kdag.config.load import load_config
+from kdag.config.metrics import PRIMARY
 from kdag.config.roster import table_rows
 from kdag.report import answers, stats
+from kdag.report.measures import Items
 
 ROW = {"cut_off": False, "repeated": False, "empty": False}
 
@@ -33,15 +36,18 @@ def measured(right: int = 20, n: int = 64, **counts: int) -> dict:
         for number in range(n)
     ]
     shares = {f"{kind}_share": sum(p[kind] for p in prompts) / n for kind in ROW}
-    return {"prompts": prompts, "answers": shares}
+    return {"prompts": prompts, "answers": shares, "right": np.arange(n) < right}
 
 
 def told(found: dict[str, dict], table=None) -> list[str]:
     """The notes where every model that is not in `found` answers well."""
     table = table or rows()
-    return answers.notes(
-        table, {row["model"]: found.get(row["model"], measured()) for row in table}, draws=1000
-    )
+    scores = {row["model"]: found.get(row["model"], measured()) for row in table}
+    items = {
+        model: Items(each["right"].astype(float), np.arange(len(each["right"])))
+        for model, each in scores.items()
+    }
+    return answers.notes(table, scores, PRIMARY, items, draws=1000)
 
 
 def test_a_table_without_fault_has_no_note():

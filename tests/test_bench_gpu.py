@@ -106,7 +106,7 @@ def test_settings_are_those_of_the_stages():
 
     whole = load_config(yaml.safe_load((ROOT / "config.yaml").read_text()))
     for section in ("teacher_training", "teacher_cache", "distillation", "evaluation"):
-        wanted = planner.with_dtype(getattr(whole, section), devices.CARDS["H200"])
+        wanted = planner.with_dtype(getattr(whole, section), devices.DEVICES["H200"])
         wanted = wanted.model_dump(exclude={"prompts"})
         ours = vars(gpu_shapes.settings(section))
         for key in set(wanted) - {"epochs"}:

@@ -68,7 +68,7 @@ def test_yaml_of_the_how_to_is_yaml():
 
 
 def test_task_of_the_how_to_is_one_that_lm_eval_reads(tmp_path, monkeypatch):
-    from kdag.evaluation.tasks import harness
+    from kdag.evaluation import harness
 
     (block,) = (b for b in blocks("how-to.md", "yaml") if "doc_to_text" in b)
     folder = tmp_path / "tasks"
@@ -85,3 +85,21 @@ def test_task_of_the_how_to_is_one_that_lm_eval_reads(tmp_path, monkeypatch):
     }
     described = harness.fetch(settings, tmp_path)
     assert described["capitals"]["documents"] == 1
+
+
+def test_task_of_the_how_to_that_is_a_program(tmp_path, monkeypatch):
+    from kdag.evaluation import harness, tasks
+
+    (block,) = (b for b in blocks("how-to.md", "python") if "def specification" in b)
+    (tmp_path / "backwards.py").write_text(block)
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    settings = {"name": "backwards", "path": None, "limit": 3}
+    folder = tmp_path / "task"
+    folder.mkdir()
+    described = harness.fetch(settings, folder)
+    assert described["backwards"]["documents"] == 3
+    _, _, loaded = harness.load(settings, folder)
+    document = next(iter(loaded["backwards"].test_docs()))
+    assert loaded["backwards"].doc_to_text(document).startswith("Spell teacher backwards")
+    assert loaded["backwards"].doc_to_target(document) == "rehcaet"
+    del sys.modules["kdag.evaluation.tasks.backwards"]

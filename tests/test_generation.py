@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from kdag.evaluation import decoding, generation
 from kdag.evaluation.tasks.ifeval import prompt_set_hash
 from kdag.job.errors import UserError
+from kdag.models import load
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "workflow" / "scripts"
 TEMPLATE = (
@@ -190,7 +191,7 @@ def test_an_answer_may_be_empty(loaded):
 
 
 def test_end_tokens_are_the_models_and_the_tokenizers(loaded):
-    assert decoding.end_tokens(*loaded) == [0, 2]
+    assert load.end_ids(loaded[0].name_or_path, loaded[1]) == {0, 2}
 
 
 # --- through lm-eval ------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ def test_end_tokens_are_the_models_and_the_tokenizers(loaded):
 def test_samples_and_settings(loaded):
     model, tokenizer = loaded
     samples, settings = generation.generate(generation.GreedyLM(model, tokenizer, CONFIG), DOCS)
-    eos_ids = decoding.end_tokens(model, tokenizer)
+    eos_ids = sorted(load.end_ids(model.name_or_path, tokenizer))
     answers, cut_off = decode(model, tokenizer, prompt_ids(tokenizer), eos_ids)
     for row, (doc, sample) in enumerate(zip(DOCS, samples, strict=True)):
         assert sample == {

@@ -187,7 +187,7 @@ def test_caching_counts_the_tokens_of_all_its_files(clock, plan, caplog, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("name", "card"),
+    ("name", "device"),
     [
         ("h100", "H100"),
         ("a100", "A100-40GB"),
@@ -202,9 +202,9 @@ def test_caching_counts_the_tokens_of_all_its_files(clock, plan, caplog, monkeyp
         ("", None),
     ],
 )
-def test_card_of_a_cluster_s_gpu_model(name, card):
+def test_device_of_a_cluster_s_gpu_model(name, device):
     found = devices.of_model(name)
-    assert (found and found.name) == card
+    assert (found and found.name) == device
 
 
 @pytest.fixture
@@ -217,14 +217,14 @@ def nvidia_smi(tmp_path, monkeypatch):
         program.write_text("#!/bin/sh\n" + "".join(f"echo '{n}'\n" for n in names) + f"exit {status}\n")
         program.chmod(0o755)
         monkeypatch.setenv("PATH", str(program.parent), prepend=os.pathsep)
-        expected.card_here.cache_clear()
+        expected.device_here.cache_clear()
 
     yield put
-    expected.card_here.cache_clear()
+    expected.device_here.cache_clear()
 
 
 @pytest.mark.parametrize(
-    ("names", "status", "card"),
+    ("names", "status", "device"),
     [
         (["NVIDIA H100 80GB HBM3"], 0, "H100"),
         (["NVIDIA H100 80GB HBM3", "Tesla T4"], 0, "T4"),
@@ -233,10 +233,10 @@ def nvidia_smi(tmp_path, monkeypatch):
         (["Failed to initialize NVML: no driver"], 9, "cpu"),
     ],
 )
-def test_card_of_this_machine(nvidia_smi, names, status, card):
+def test_device_of_this_machine(nvidia_smi, names, status, device):
     nvidia_smi(*names, status=status)
-    found = expected.card_here()
-    assert (found and found.name) == card
+    found = expected.device_here()
+    assert (found and found.name) == device
 
 
 @pytest.fixture(scope="module")
@@ -247,10 +247,10 @@ def folder(tmp_path_factory):
     return made
 
 
-def seconds(folder, card="cpu", results="results", **changes) -> dict:
+def seconds(folder, device="cpu", results="results", **changes) -> dict:
     config = load_config(yaml.safe_load((folder / "config.yaml").read_text()) | changes)
     return expected.seconds(
-        config, card and devices.CARDS[card], folder / "teacher", folder / "student", folder / results
+        config, device and devices.DEVICES[device], folder / "teacher", folder / "student", folder / results
     )
 
 
@@ -274,7 +274,7 @@ def test_counted_rows_make_the_seconds(folder, tmp_path):
 
 
 def test_where_nothing_can_be_planned_nothing_is_said(folder, tmp_path):
-    assert seconds(folder, card=None) == {}
+    assert seconds(folder, device=None) == {}
     (tmp_path / "config.yaml").write_text((folder / "config.yaml").read_text())
     assert seconds(tmp_path) == {}, "no models yet"
     for side in ("teacher", "student"):
@@ -322,7 +322,7 @@ def test_each_job_is_told_what_the_planner_says_of_its_stage(finished):
     config = load_config(yaml.safe_load((finished.folder / "config.yaml").read_text()))
     wanted = expected.seconds(
         config,
-        expected.card_here(),
+        expected.device_here(),
         finished.folder / "tiny" / "teacher",
         finished.folder / "tiny" / "student",
         finished.folder / "results",

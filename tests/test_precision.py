@@ -110,7 +110,7 @@ def test_doctor_names_each_key_whose_dtype_this_cpu_emulates():
 
 
 def test_the_planner_counts_with_what_auto_is_on_a_card(monkeypatch):
-    assert [devices.CARDS[name].dtype("auto") for name in ("H100", "T4")] == ["bfloat16", "float16"]
+    assert [devices.DEVICES[name].dtype("auto") for name in ("H100", "T4")] == ["bfloat16", "float16"]
     for flags, wanted in (("amx_bf16", "bfloat16"), ("", "float32")):
         text = X86.format(name="Xeon", flags=flags)
         monkeypatch.setattr(precision, "described", lambda text=text: text)
@@ -123,7 +123,7 @@ def test_the_planner_counts_with_what_auto_is_on_a_card(monkeypatch):
                 "strategies": {"fkl": {"divergence": "fkl"}},
             }
         )
-        planned = planner.with_dtypes(config, devices.CARDS["cpu"])
+        planned = planner.with_dtypes(config, devices.DEVICES["cpu"])
         assert planned.evaluation.dtype == planned.teacher_cache.dtype == wanted
 
 

@@ -10,12 +10,12 @@ import yaml
 
 import publish
 from kdag.config.load import load_config
+from kdag.config.metrics import IFEVAL
 from kdag.config.stages import stage_params
 from kdag.files.atomic import write_json
 from kdag.files.manifest import write_manifest
 from kdag.files.seals import write_sealed
 from kdag.job import cli
-from kdag.report.table import METRICS
 
 TOKEN = "hf_abcdefghijklmnop"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -23,7 +23,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 def write_scores(folder, accuracy: float) -> None:
     counts = {"n_prompts": 64, "n_instructions": 88, "generation": {"decoding": "greedy", "dtype": "float32"}}
-    write_sealed(folder / "scores.json", dict.fromkeys(METRICS, accuracy) | counts)
+    metrics = [{"metric": metric, "value": accuracy} for metric in IFEVAL]
+    write_sealed(folder / "scores.json", {"metrics": metrics} | counts)
 
 
 @pytest.fixture
@@ -61,8 +62,8 @@ def experiment(tmp_path, monkeypatch):
     write_scores(results / "eval" / "student-untrained", 0.125)
     (results / "report").mkdir()
     lines = ["model,metric,accuracy,low,high,correct,n"]
-    lines += [f"skewed-fkl-seed0,{metric},0.25,0.16,0.37,16,64" for metric in METRICS]
-    lines += [f"student-untrained,{metric},0.5,0.4,0.6,32,64" for metric in METRICS]  # of an older run
+    lines += [f"skewed-fkl-seed0,{metric},0.25,0.16,0.37,16,64" for metric in IFEVAL]
+    lines += [f"student-untrained,{metric},0.5,0.4,0.6,32,64" for metric in IFEVAL]  # of an older run
     (results / "report" / "intervals.csv").write_text("\n".join(lines) + "\n")
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "no-home"))

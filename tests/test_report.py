@@ -10,11 +10,12 @@ import pytest
 from conftest import ROOT
 
 from kdag.config.load import load_config
-from kdag.config.roster import table_rows
+from kdag.config.metrics import PRIMARY
+from kdag.config.roster import home_of, table_rows, trained_ids
 from kdag.config.stages import stage_params
 from kdag.files.hashes import sha256_file
 from kdag.files.seals import read_sealed, write_sealed
-from kdag.report import comparisons, table
+from kdag.report import comparisons, measures, table
 
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)> & 'quotes' \u2028"
 
@@ -33,15 +34,15 @@ def page(finished, tmp_path_factory):
         file.write_text("".join(json.dumps(s) + "\n" for s in samples))
         scores = read_sealed(file.with_name("scores.json"))
         scores["inputs"]["samples"] = sha256_file(file)
-        if file.parent.name.startswith("teacher"):  # fine-tuning made it worse
-            for judged in scores["prompts"]:
-                judged["strict"] = [file.parent.name == "teacher-untrained"] * len(judged["strict"])
         write_sealed(file.with_name("scores.json"), scores)
     raw = yaml.safe_load(finished.config.read_text())
     for source in (raw["data"], raw["teacher"], raw["student"], raw["evaluation"]["prompts"]):
         source["path"] = str(finished.folder / source["path"])
-    config = stage_params(load_config(raw), "write_report")
-    homes = [folder / "teacher", *sorted(folder.glob("students/*/seed0"))]
+    checked = load_config(raw)
+    config = stage_params(checked, "write_report")
+    homes = [folder / home_of(checked, model) for model in trained_ids(checked)]
+    note = "The fine-tuned teacher scores `lower` than <b>that</b>.\n\n"
+    (folder / "report" / "notes.md").write_text(note)
     finished.script(
         *("write_report", "--config", json.dumps(config), "--template", "workflow/report/index.html.j2"),
         *("--scores", *sorted(folder.glob("eval/*/scores.json"))),
@@ -52,6 +53,7 @@ def page(finished, tmp_path_factory):
         *("--comparisons", folder / "report" / "comparisons.csv"),
         *("--tasks", folder / "report" / "tasks.csv"),
         *("--verdict", folder / "report" / "verdict.md"),
+        *("--notes", folder / "report" / "notes.md"),
         *("--plan", folder / "report" / "plan.json"),
         *("--output", folder / "report" / "index.html"),
     )
@@ -102,11 +104,12 @@ def test_notes_stand_directly_under_the_table(finished):
     rows = table_rows(load_config(yaml.safe_load(finished.config.read_text())))
     evaluated = finished.results / "eval"
     scores = {row["model"]: read_sealed(evaluated / row["model"] / "scores.json") for row in rows}
+    items = measures.gather(rows, scores)
     fidelity = {file.parent.name: read_sealed(file) for file in evaluated.glob("*/fidelity.json")}
     text = table.markdown(
-        *(rows, table.accuracy_table(rows, scores), comparisons.intervals(rows, scores, draws=1000)),
-        *(comparisons.over_seeds(rows, scores), table.fidelity_table(rows, fidelity), "The verdict."),
-        *(scores, table.task_table(rows, {}), {}, ["A first note.", "A second."]),
+        *(rows, table.accuracy_table(rows, scores), comparisons.intervals(rows, items, draws=1000)),
+        *(comparisons.over_seeds(rows, items), table.fidelity_table(rows, fidelity), "The verdict."),
+        *(scores, table.task_table(rows, {}), {}, ["A first note.", "A second."], PRIMARY),
     )
     shown, caption, *rest = text.split("\n\n")
     assert shown.startswith("| model") and "Bold: the best trained student" in caption

@@ -61,20 +61,20 @@ def test_it_goes_on_from_the_parts_of_all_processes(home, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("changes", "card", "expected"),
+    ("changes", "device", "expected"),
     [
-        ({"tuning": "full"}, 20_000, True),  # 16 bytes of each of 1,000 weights, of 70 % of the card
+        ({"tuning": "full"}, 20_000, True),  # 16 bytes of each of 1,000 weights, of 70 % of the device
         ({"tuning": "full"}, 25_000, False),
         ({"dtype": "bfloat16"}, 2_500, True),
         ({"dtype": "bfloat16"}, 3_000, False),
         ({"load_in_4bit": True}, 100, False),
     ],
 )
-def test_only_what_does_not_fit_is_shared_out(tmp_path, monkeypatch, changes, card, expected):
+def test_only_what_does_not_fit_is_shared_out(tmp_path, monkeypatch, changes, device, expected):
     save_file({"a": torch.zeros(30, 30), "b": torch.zeros(100)}, tmp_path / "model.safetensors")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    properties = type("Properties", (), {"total_memory": card})
+    properties = type("Properties", (), {"total_memory": device})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     settings = TeacherTraining(**changes)
     assert not sharding.wanted(tmp_path, settings)

@@ -1,5 +1,6 @@
 """Statistics: known values, real answers, properties, and simulations of what they promise."""
 
+import functools
 import math
 
 import numpy as np
@@ -9,10 +10,13 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from statsmodels.stats.contingency_tables import mcnemar
 
+from kdag.config.metrics import IFEVAL, PRIMARY
+from kdag.config.roster import FAMILY
+from kdag.evaluation.tasks import ifeval
 from kdag.files.reading import read_jsonl
 from kdag.job.errors import UserError
 from kdag.report import comparisons, stats
-from kdag.report.comparisons import METRICS, PRIMARY
+from kdag.report.measures import gather
 from kdag.report.verdict import verdict
 
 # IFEval's prompts by their number of instructions; 541 prompts, 834 instructions.
@@ -266,7 +270,7 @@ def test_coverage_over_prompts_and_seeds(n_seeds, seed_sd):
 
 
 def table(models: dict[str, np.ndarray]):
-    """(rows, scores) of {model: 0/1 per prompt}, one instruction a prompt; `fkl-seed1` is a student."""
+    """(rows, items) of {model: 0/1 per prompt}, one instruction a prompt; `fkl-seed1` is a student."""
     rows, scores = [], {}
     for model, right in models.items():
         row = {"model": model, "label": model, "role": "teacher" if "teacher" in model else "untrained"}
@@ -275,8 +279,8 @@ def table(models: dict[str, np.ndarray]):
             row |= {"role": "student", "strategy": strategy, "seed": int(seed)}
         rows.append(row)
         prompts = [{"key": i, "strict": [bool(v)], "loose": [bool(v)]} for i, v in enumerate(right)]
-        scores[model] = {"prompts": prompts}
-    return rows, scores
+        scores[model] = {"prompts": prompts, "metrics": ifeval.metrics(prompts)}
+    return rows, gather(rows, scores)
 
 
 def students(n=541, seeds=(0,), better=0.0, worse=0.0):
@@ -292,12 +296,13 @@ def students(n=541, seeds=(0,), better=0.0, worse=0.0):
     return table(models)
 
 
-ALL = list(comparisons.FAMILY)
+ALL = list(FAMILY)
+compare = functools.partial(comparisons.compare, primary=PRIMARY)
 
 
 def test_family_and_its_correction():
-    rows, scores = students(better=0.3, worse=0.02)
-    found = comparisons.compare(rows, scores, ALL, draws=500)
+    rows, items = students(better=0.3, worse=0.02)
+    found = compare(rows, items, ALL, draws=500)
     tested = found[found["metric"] == PRIMARY]
     against = list(zip(tested["family"], tested["a"], tested["b"], strict=True))
     assert against == [
@@ -311,12 +316,12 @@ def test_family_and_its_correction():
         ("teacher", "down", "teacher"),
         ("strategies", "up", "down"),
     ]
-    assert list(found.columns) == comparisons.COLUMNS and set(found["metric"]) == set(METRICS)
+    assert list(found.columns) == comparisons.COLUMNS and set(found["metric"]) == set(IFEVAL)
     assert np.allclose(tested["p_holm"].astype(float), stats.holm(tested["p"].astype(float)))
     rest = found[found["metric"] != PRIMARY]
     assert rest[["p", "p_holm", "detectable"]].isna().all(axis=None) and rest["low"].notna().all()
     row = tested.iloc[1]
-    a, b = (comparisons.verdicts(scores[m], PRIMARY)[0] for m in ("up-seed0", "student-untrained"))
+    a, b = (items[PRIMARY][m].values for m in ("up-seed0", "student-untrained"))
     assert (row["only_a"], row["only_b"]) == ((a > b).sum(), (b > a).sum())
     assert row["difference"] == pytest.approx(100 * (a.mean() - b.mean()))
     assert row["p"] == stats.mcnemar_exact(row["only_a"], row["only_b"])
@@ -324,13 +329,13 @@ def test_family_and_its_correction():
     share = (row["only_a"] + row["only_b"]) / 541
     limits = [100 * stats.minimal_detectable_difference(541, share, alpha) for alpha in (0.05, 0.05 / 9)]
     assert [row["detectable"], row["detectable_family"]] == pytest.approx(limits)
-    alone = comparisons.compare(rows, scores, ["strategies"], draws=500)
+    alone = compare(rows, items, ["strategies"], draws=500)
     assert len(alone) == 4 and alone["p_holm"].iloc[0] == alone["p"].iloc[0]
 
 
 def test_verdict_names_what_survives_and_nothing_else():
-    rows, scores = students(better=0.3, worse=0.4)
-    text = verdict(comparisons.compare(rows, scores, ALL, draws=500))
+    rows, items = students(better=0.3, worse=0.4)
+    text = verdict(compare(rows, items, ALL, draws=500))
     assert "- `up` is better than the untrained student: " in text
     assert "- `down` is worse than the untrained student: " in text
     assert "- `down` is worse than the teacher: " in text
@@ -342,8 +347,8 @@ def test_verdict_names_what_survives_and_nothing_else():
 
 
 def test_verdict_of_nothing_found():
-    rows, scores = students()
-    found = comparisons.compare(rows, scores, ALL, draws=500)
+    rows, items = students()
+    found = compare(rows, items, ALL, draws=500)
     text = verdict(found)
     assert "better" not in text and "worse" not in text
     most = found[found["family"] == "untrained"]["detectable_family"].max()
@@ -354,28 +359,28 @@ def test_verdict_of_nothing_found():
     assert "- No significant difference between any strategy and `sft`; with 541" in text
     assert "- No significant difference between any two strategies; with 541" in text
     assert "that is not evidence of equality" in text
-    rows, scores = students(n=6)
-    assert "6 prompts cannot show any difference" in verdict(comparisons.compare(rows, scores, ALL, draws=50))
-    assert "nothing is claimed" in verdict(comparisons.compare(rows, scores, [], draws=50))
+    rows, items = students(n=6)
+    assert "6 prompts cannot show any difference" in verdict(compare(rows, items, ALL, draws=50))
+    assert "nothing is claimed" in verdict(compare(rows, items, [], draws=50))
 
 
 def test_verdict_is_safe_markdown():
-    rows, scores = students(better=0.5)
+    rows, items = students(better=0.5)
     for row in rows:
         if row.get("strategy") == "up":
             row["strategy"] = "u_p*`<b>`|\n# x"
-    text = verdict(comparisons.compare(rows, scores, ALL, draws=50))
+    text = verdict(compare(rows, items, ALL, draws=50))
     assert "`u_p* b # x` is better" in text and "<" not in text.replace("p < 0.001", "") and "|" not in text
 
 
 def test_several_seeds():
-    rows, scores = students(seeds=(0, 1, 2), better=0.3)
-    found = comparisons.compare(rows, scores, ALL, draws=500)
+    rows, items = students(seeds=(0, 1, 2), better=0.3)
+    found = compare(rows, items, ALL, draws=500)
     tested = found[found["metric"] == PRIMARY]
     assert len(tested) == 9, "strategies are compared, not single seeds"
     row = tested.iloc[1]
-    a = np.stack([comparisons.verdicts(scores[f"up-seed{s}"], PRIMARY)[0] for s in range(3)])
-    b = comparisons.verdicts(scores["student-untrained"], PRIMARY)[0]
+    a = np.stack([items[PRIMARY][f"up-seed{s}"].values for s in range(3)])
+    b = items[PRIMARY]["student-untrained"].values
     each = 100 * (a - b).mean(axis=1)
     assert row["difference"] == pytest.approx(each.mean())
     assert row["difference_sd"] == pytest.approx(each.std(ddof=1))
@@ -384,26 +389,23 @@ def test_several_seeds():
     assert row["p"] == stats.crossed_test(a, b[None], PROMPTS).p
     text = verdict(found)
     assert "3 training seeds (0, 1, 2)" in text and "`up` is better than the untrained student" in text
-    spread = comparisons.over_seeds(rows, scores).set_index(["strategy", "metric"]).loc[("up", PRIMARY)]
+    spread = comparisons.over_seeds(rows, items).set_index(["strategy", "metric"]).loc[("up", PRIMARY)]
     assert spread["mean"] == pytest.approx(a.mean()) and spread["sd"] == pytest.approx(each.std(ddof=1) / 100)
     with pytest.raises(UserError, match="not trained with all of the seeds"):
-        comparisons.compare([r for r in rows if r["model"] != "up-seed1"], scores, ["sft"], draws=50)
+        compare([r for r in rows if r["model"] != "up-seed1"], items, ["sft"], draws=50)
 
 
 def test_what_cannot_be_compared_is_refused():
-    rows, scores = students(n=20)
+    rows, items = students(n=20)
     with pytest.raises(UserError, match="known are untrained, sft, teacher, strategies"):
-        comparisons.compare(rows, scores, ["untraind"])
-    scores["teacher"]["prompts"] = scores["teacher"]["prompts"][::-1]
-    with pytest.raises(UserError, match="teacher: scored on other prompts"):
-        comparisons.compare(rows, scores, ALL)
+        compare(rows, items, ["untraind"])
     with pytest.raises(UserError, match="needs the row teacher"):
-        comparisons.compare([r for r in rows if r["model"] != "teacher"], scores, ["teacher"])
+        compare([r for r in rows if r["model"] != "teacher"], items, ["teacher"])
 
 
 def test_comparisons_are_the_same_bytes_twice():
-    rows, scores = students(n=60, seeds=(0, 1), better=0.2)
-    csv = [comparisons.compare(rows, scores, ALL, draws=300).to_csv(index=False) for _ in range(2)]
+    rows, items = students(n=60, seeds=(0, 1), better=0.2)
+    csv = [compare(rows, items, ALL, draws=300).to_csv(index=False) for _ in range(2)]
     assert csv[0] == csv[1]
 
 
@@ -419,12 +421,14 @@ def test_two_real_models(shared_data):
             for name in (f"qwen2.5-{model}-gptq-int4_{mode}.jsonl" for mode in ("strict", "loose"))
         ]
         prompts = [{"key": i, "strict": s, "loose": q} for i, (s, q) in enumerate(zip(*lists, strict=True))]
-        scores["teacher" if model == "7B" else "small-seed0"] = {"prompts": prompts}
+        scored = {"prompts": prompts, "metrics": ifeval.metrics(prompts)}
+        scores["teacher" if model == "7B" else "small-seed0"] = scored
     rows = [
         {"model": "teacher", "label": "7B", "role": "teacher"},
         {"model": "small-seed0", "label": "3B", "role": "student", "strategy": "small", "seed": 0},
     ]
-    found = comparisons.compare(rows, scores, ["teacher"]).set_index("metric")
+    items = gather(rows, scores)
+    found = compare(rows, items, ["teacher"]).set_index("metric")
     row = found.loc[PRIMARY]
     assert (row["only_a"], row["only_b"], row["n"]) == (27, 112, 541)
     assert row["difference"] == pytest.approx(100 * (310 - 395) / 541)
@@ -434,7 +438,7 @@ def test_two_real_models(shared_data):
     assert (loose["only_a"], loose["only_b"]) == (26, 104)
     inst = found.loc["inst_level_strict_accuracy"]
     assert inst["n"] == 834 and inst["high"] < 0
-    cells = comparisons.intervals(rows, scores, draws=2000).set_index(["model", "metric"])
+    cells = comparisons.intervals(rows, items, draws=2000).set_index(["model", "metric"])
     cell = cells.loc[("teacher", PRIMARY)]
     assert (cell["correct"], cell["n"]) == (395, 541) and (cell["low"], cell["high"]) == stats.wilson(
         395, 541

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import yaml
 from conftest import Project
 
 from kdag.config import evaluation
-from kdag.evaluation.tasks import harness, ifbench
+from kdag.evaluation import harness
+from kdag.evaluation.tasks import ifbench
 from kdag.files.reading import read_jsonl
 from kdag.job.errors import UserError
-from kdag.report import table
+from kdag.report import measures, table
 
 SETTINGS = {"max_new_tokens": 12, "batch_size": 3, "repetition_penalty": 1.0, "dtype": "float32"}
 TASK = {"limit": None, "num_fewshot": None, "chat_template": True}
@@ -89,8 +91,11 @@ def run(tmp_path_factory):
 def test_choices_are_scored_the_same_twice(own, tiny_models, run, tmp_path):
     settings, home = fetch("pick", own, tmp_path, run)
     scores = evaluate(settings, home, tiny_models / "student", run, tmp_path / "a")
-    assert 0 <= scores["metrics"]["pick"]["acc"]["value"] <= 1
-    assert scores["metrics"]["pick"]["acc"]["stderr"] is not None
+    (entry,) = scores["metrics"]
+    assert entry["metric"] == "pick_acc" and 0 <= entry["value"] <= 1 and entry["stderr"] is not None
+    assert (entry["verdicts"], entry["item"], entry["n"]) == ("acc", "document", 6)
+    items = measures.items(scores, entry)
+    assert items.values.mean() == entry["value"] and list(items.documents) == list(range(6))
     assert scores["measured"]["n"] == {"pick": 6} and scores["measured"]["num_fewshot"] == {"pick": 1}
     evaluate(settings, home, tiny_models / "student", run, tmp_path / "b")
     for file in ("samples.jsonl", "scores.json"):
@@ -130,10 +135,63 @@ def test_an_unknown_task_is_one_line(own, run, tmp_path):
     assert done.returncode and "did you mean `pi" in done.stderr and "Traceback" not in done.stderr
 
 
+def sample(doc_id, chosen="none", **values) -> dict:
+    return {"doc_id": doc_id, "filter": chosen, "metrics": list(values), **values}
+
+
+def test_metrics_say_where_their_verdicts_are_if_they_are_the_mean_of_right_and_wrong():
+    samples = {
+        "a": [sample(1, acc=0.0, f1=0.5), sample(0, acc=1.0, f1=0.25)],
+        "b": [sample(0, acc=1.0, f1=1.0), sample(0, "strict", exact=[True, False]), sample(1, acc=1.0, f1=0)],
+    }
+    results = {
+        "samples": samples,
+        "results": {
+            "a": {"alias": "a", "acc,none": 0.5, "acc_stderr,none": 0.1, "f1,none": 0.375},
+            "b": {"acc,none": 0.9, "acc_stderr,none": "N/A", "exact,strict": 0.5},
+        },
+        "n-samples": {"a": {"effective": 2}, "b": {"effective": 2}},
+    }
+    found = {entry["metric"]: entry for entry in harness.metrics(results)}
+    assert found["a_acc"] == {
+        **{"metric": "a_acc", "value": 0.5, "stderr": 0.1, "n": 2},
+        **{"verdicts": "acc", "item": "document", "tasks": ["a"]},
+    }
+    assert "verdicts" not in found["a_f1"], "shares are not right or wrong"
+    assert "verdicts" not in found["b_acc"], "0.9 is not the mean of what the documents got"
+    assert "verdicts" not in found["b_exact_strict"], "a document has no verdict"
+    grouped = results | {"groups": {"both": {"acc,none": 0.75}}, "group_subtasks": {"both": ["a", "b"]}}
+    (entry,) = harness.metrics(grouped)
+    assert (entry["metric"], entry["n"], entry["tasks"]) == ("both_acc", 4, ["a", "b"])
+    scores = {"metrics": [entry], "prompts": harness.judged(samples)}
+    assert list(measures.items(scores, entry).values) == [1, 0, 1, 1]
+
+
+def test_a_metric_of_another_task_can_be_tested_and_an_unknown_one_names_those_that_can():
+    rows = [{"model": "a"}, {"model": "b"}]
+
+    def scored(metric, right, keys=None):
+        prompts = [{"key": k, "acc": [r]} for k, r in zip(keys or range(len(right)), right, strict=True)]
+        return {"prompts": prompts, "metrics": [{"metric": metric, "verdicts": "acc", "item": "document"}]}
+
+    main = {model: scored("main", [True, False]) for model in "ab"}
+    other = {model: scored("other_acc", [True, True, False]) for model in "ab"}
+    found = measures.tested(rows, main, {"other": other}, "other_acc")
+    assert list(found) == ["main", "other_acc"] and list(found["other_acc"]["b"].values) == [1, 1, 0]
+    assert list(measures.tested(rows, main, {"other": other}, "main")) == ["main"]
+    with pytest.raises(UserError, match="no metric 'othr'.* there are main, other_acc"):
+        measures.tested(rows, main, {"other": other}, "othr")
+    with pytest.raises(UserError, match="b: scored on other prompts than a"):
+        measures.gather(rows, {"a": main["a"], "b": scored("main", [True, False], [1, 0])})
+
+
 def scores_of(value, **measured) -> dict:
     settings = {"tasks": {"pick": {"version": "1"}}, "n": {"pick": 6}, "num_fewshot": {"pick": 0}}
     return {
-        "metrics": {"pick": {"acc": {"value": value, "stderr": 0.1}, "f1": {"value": value, "stderr": None}}},
+        "metrics": [
+            {"metric": "pick_acc", "value": value, "stderr": 0.1, "n": 6},
+            {"metric": "pick_f1", "value": value, "stderr": None, "n": 6},
+        ],
         "measured": {**settings, "chat_template": True, **measured},
     }
 
@@ -182,15 +240,31 @@ def test_a_task_becomes_a_column_of_the_table(finished, own, tmp_path):
     assert "pick (version 1.0): 6 documents, 1 worked examples, chat template" in text
     assert "Further tasks" in (project.results / "report" / "index.html").read_text()
     assert "Nothing to be done" in project.snakemake("-n").stdout
+    raw["statistics"] = {**raw.get("statistics", {}), "primary": "pick_acc"}
+    (project.folder / "config.yaml").write_text(yaml.safe_dump(raw))
+    planned = set(re.findall(r"^(?:local)?rule (\w+):", project.snakemake("-n").stdout, re.M))
+    assert planned == {"aggregate", "write_report", "write_cards", "all"}
+    project.snakemake()
+    tested = pd.read_csv(project.results / "report" / "comparisons.csv").dropna(subset=["p"])
+    assert set(tested["metric"]) == {"pick_acc"} and set(tested["n"]) == {6}
+    text = (project.results / "report" / "table.md").read_text()
+    assert "Tested: `pick_acc` on 6 prompts" in text and "`pick_acc` is tested, the others describe" in text
+    raw["statistics"]["primary"] = "pick_accuracy"
+    (project.folder / "config.yaml").write_text(yaml.safe_dump(raw))
+    done = project.snakemake(check=False)
+    assert done.returncode and "no metric 'pick_accuracy'" in done.stdout + done.stderr
 
 
 @needs_ifbench
 def test_ifbench_answers_are_judged_by_its_own_checkers(tiny_models, run, tmp_path):
     settings, home = fetch("ifbench", None, tmp_path, run, limit=5)
     scores = evaluate(settings, home, tiny_models / "student", run, tmp_path)
-    assert set(scores["metrics"]["ifbench"]) == {
-        *(f"{level}_level_{mode}_acc" for level in ("prompt", "inst") for mode in ("strict", "loose"))
+    entries = {entry["metric"]: entry for entry in scores["metrics"]}
+    assert set(entries) == {
+        *(f"ifbench_{level}_level_{mode}_acc" for level in ("prompt", "inst") for mode in ("strict", "loose"))
     }
+    for metric, entry in entries.items():
+        assert measures.items(scores, entry).values.mean() == pytest.approx(entry["value"]), metric
     assert scores["measured"]["n"] == {"ifbench": 5}
 
 

@@ -196,6 +196,11 @@ def test_online_teacher_needs_no_cache_of_the_training_rows(changed):
     assert rules == of(*STRATEGIES, extra={"cache_teacher": 1, "measure_fidelity": 6}.items())
 
 
+def test_one_strategy_with_a_live_teacher_next_to_others_that_read_the_cache(changed):
+    rules, _ = changed(lambda raw: raw["strategies"]["rkl"].update(online=True))
+    assert rules == of("rkl")
+
+
 def test_another_seed(changed):
     rules, _ = changed(lambda raw: raw.update(seeds=[0, 1]))
     assert rules == of(*STUDENTS, extra={"distill": 4, "sft_student": 1}.items())

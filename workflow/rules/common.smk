@@ -2,6 +2,7 @@
 #
 # CONFIG          the validated configuration (kdag.config.Config)
 # MODELS          the ids of all models that are evaluated, in the table's order
+# TRAINED         those that the experiment trains; COMPARED: those whose fidelity is measured
 # TASKS           the names of the tasks beside IFEval
 # code(script)    the script and every module of ours that it imports: inputs, so that an edit reruns; not
 #                 what only talks (kdag/job)
@@ -29,7 +30,15 @@ from kdag.job.errors import UserError
 from kdag.planning.jobsize import host_mb, minutes, model_bytes
 from kdag.files.hashes import canonical_json, sha256_json
 from kdag.operate.orphans import PREFIX, orphans, refusal
-from kdag.config.roster import home_of, model_ids, student_ids
+from kdag.config.roster import (
+    STUDENT_UNTRAINED,
+    TEACHER_UNTRAINED,
+    compared_ids,
+    home_of,
+    model_ids,
+    student_ids,
+    trained_ids,
+)
 from kdag.config.stages import source_name, stage_params
 
 try:
@@ -48,6 +57,8 @@ except UserError as error:
 
 MODELS = model_ids(CONFIG)
 STUDENTS = student_ids(CONFIG)
+TRAINED = trained_ids(CONFIG)
+COMPARED = compared_ids(CONFIG)
 TASKS = list(CONFIG.evaluation.tasks)
 TRAININGS = ("sft_teacher", "sft_student", "distill")
 
@@ -91,6 +102,12 @@ def divergence_code(wildcards):
     return code(f"kdag/losses/divergences/{name.replace('-', '_')}")
 
 
+def task_code(wildcards):
+    """The file of a further task that is written here, and what it imports."""
+    written = (SCRIPTS / "kdag" / "evaluation" / "tasks" / f"{wildcards.task}.py").is_file()
+    return code(f"kdag/evaluation/tasks/{wildcards.task}") if written else []
+
+
 def params(stage):
     """A function of the wildcards alone: only then does Snakemake track what it returns."""
 
@@ -128,15 +145,15 @@ def needs(stage, models=("model",)):
 def planned_seconds(*there):
     """{stage: seconds}, computed anew when one more of the files that it is made from is there."""
     teacher, student = PLANNED_FROM[0].parent, PLANNED_FROM[1].parent
-    return expected.seconds(CONFIG, planned_card(), teacher, student, Path("results"))
+    return expected.seconds(CONFIG, planned_device(), teacher, student, Path("results"))
 
 
-def planned_card():
-    """The card that the jobs compute on: a cluster's by `gpu_model`, else this machine's. None: not known."""
+def planned_device():
+    """The device that the jobs compute on: a cluster's by `gpu_model`, else this machine's. None: not known."""
     model = (workflow.resource_settings.default_resources or {}).get("gpu_model")
     if model is not None:
         return devices.of_model(str(getattr(model, "raw", model)).strip("'\""))
-    return expected.card_here() if workflow.local_exec else None
+    return expected.device_here() if workflow.local_exec else None
 
 
 def fetched(kind, stage):
@@ -174,15 +191,26 @@ PLANNED_FROM = [  # a student cut from the teacher is planned from the teacher's
     *(Path("results", CONFIG.experiment, "data", file) for file in ("manifest.json", "prompts.jsonl")),
 ]
 
-# Where a student sees its teacher, and the parts of the data whose teacher states are stored.
-TEACHER_SEEN = "teacher" if CONFIG.teacher.online else "cache"
-CACHED = ["heldout"] if CONFIG.teacher.online else ["train", "heldout"]
+# The parts of the data whose teacher states are stored.
+CACHED = ["train", "heldout"]
+if all(map(CONFIG.online, CONFIG.strategies)):
+    CACHED = ["heldout"]
+
+
+def seen(cached, live):
+    """An input of a strategy's students: of the teacher's cache, or of the teacher itself."""
+
+    def of(wildcards):
+        chosen = live if CONFIG.online(wildcards.strategy) else cached
+        return chosen and f"<results>/{chosen}"
+
+    return of
 
 
 def model_home(model):
     fixed = {
-        "teacher-untrained": TEACHER,
-        "student-untrained": STUDENT,
+        TEACHER_UNTRAINED: TEACHER,
+        STUDENT_UNTRAINED: STUDENT,
     }
     return fixed.get(model) or f"<results>/{home_of(CONFIG, model)}"
 

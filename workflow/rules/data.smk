@@ -121,6 +121,7 @@ rule fetch_nltk_data:
 rule fetch_task:
     input:
         code=code("fetch_task"),
+        own=task_code,
         files=lambda wildcards: task_files(wildcards.task),
     output:
         task=directory("resources/tasks/{task}-{hash}/task"),

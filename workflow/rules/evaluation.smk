@@ -88,6 +88,7 @@ rule measure_fidelity:
 rule evaluate_task:
     input:
         code=code("evaluate_task"),
+        own=task_code,
         fetched=lambda wildcards: f"{task_home(wildcards.task)}/manifest.json",
         task=ancient(lambda wildcards: f"{task_home(wildcards.task)}/task"),
         manifest=lambda wildcards: f"{model_home(wildcards.model)}/manifest.json",

@@ -9,7 +9,7 @@ rule aggregate:
         scores=expand("<results>/eval/{model}/scores.json", model=MODELS),
         fidelity=expand(
             "<results>/eval/{model}/fidelity.json",
-            model=["student-untrained", *STUDENTS],
+            model=COMPARED,
         ),
         tasks=expand("<results>/eval/{model}/{task}/scores.json", model=MODELS, task=TASKS),
         manifests=[f"{model_home(model)}/manifest.json" for model in MODELS],
@@ -21,6 +21,7 @@ rule aggregate:
         comparisons="<results>/report/comparisons.csv",
         seeds="<results>/report/seeds.csv",
         verdict="<results>/report/verdict.md",
+        notes="<results>/report/notes.md",
         fidelity="<results>/report/fidelity.csv",
         tasks="<results>/report/tasks.csv",
     log:
@@ -34,7 +35,7 @@ rule aggregate:
         "python {input.code[0]} --config {params.config:q} --scores {input.scores:q}"
         " --manifests {input.manifests:q} --fidelity {input.fidelity:q} --tasks {input.tasks:q} --table {output.markdown:q} --csv {output.csv:q}"
         " --latex {output.latex:q} --intervals {output.intervals:q} --comparisons {output.comparisons:q}"
-        " --seeds {output.seeds:q} --verdict {output.verdict:q} --fidelity-csv {output.fidelity:q}"
+        " --seeds {output.seeds:q} --verdict {output.verdict:q} --notes {output.notes:q} --fidelity-csv {output.fidelity:q}"
         " --tasks-csv {output.tasks:q}"
         " 2>&1 | tee {log:q}"
 
@@ -45,13 +46,14 @@ rule write_report:
         template="workflow/report/index.html.j2",
         scores=expand("<results>/eval/{model}/scores.json", model=MODELS),
         samples=expand("<results>/eval/{model}/samples.jsonl", model=MODELS),
-        fidelity=expand("<results>/eval/{model}/fidelity.json", model=["student-untrained", *STUDENTS]),
-        training=[f"{model_home(model)}/training.jsonl" for model in ["teacher", *STUDENTS]],
-        manifests=[f"{model_home(model)}/manifest.json" for model in ["teacher", *STUDENTS]],
+        fidelity=expand("<results>/eval/{model}/fidelity.json", model=COMPARED),
+        training=[f"{model_home(model)}/training.jsonl" for model in TRAINED],
+        manifests=[f"{model_home(model)}/manifest.json" for model in TRAINED],
         intervals="<results>/report/intervals.csv",
         comparisons="<results>/report/comparisons.csv",
         tasks="<results>/report/tasks.csv",
         verdict="<results>/report/verdict.md",
+        notes="<results>/report/notes.md",
     output:
         html=report("<results>/report/index.html", caption="../report/index.rst", category="Report"),
         plan="<results>/report/plan.json",
@@ -66,20 +68,21 @@ rule write_report:
         "python {input.code[0]} --config {params.config:q} --template {input.template:q}"
         " --scores {input.scores:q} --fidelity {input.fidelity:q} --training {input.training:q}"
         " --manifests {input.manifests:q} --intervals {input.intervals:q}"
-        " --comparisons {input.comparisons:q} --tasks {input.tasks:q} --verdict {input.verdict:q}"
+        " --comparisons {input.comparisons:q} --tasks {input.tasks:q} --verdict {input.verdict:q} --notes {input.notes:q}"
         " --plan {output.plan:q} --output {output.html:q} 2>&1 | tee {log:q}"
 
 
 rule write_cards:
     input:
         code=code("write_cards"),
+        template="workflow/report/model_card.md.j2",
         data="<results>/data/manifest.json",
         scores=expand("<results>/eval/{model}/scores.json", model=MODELS),
         fidelity=expand("<results>/eval/{model}/fidelity.json", model=STUDENTS),
         manifests=[f"{model_home(model)}/manifest.json" for model in MODELS],
         intervals="<results>/report/intervals.csv",
     output:
-        [f"{model_home(model)}/README.md" for model in ["teacher", *STUDENTS]],
+        [f"{model_home(model)}/README.md" for model in TRAINED],
     log:
         "<logs>/write_cards.log",
     localrule: True

@@ -1,4 +1,4 @@
-# Needs: the untrained student, the encoded rows; for distilling, the teacher's cache.
+# Needs: the untrained student, the encoded rows; for distilling, the teacher's cache or the teacher.
 # Gives: students/<strategy>/seed<k>/, one trained student each; `sft` is the one without a teacher.
 
 
@@ -39,9 +39,9 @@ rule distill:
         train="<results>/data/train.parquet",
         base=f"{STUDENT}/manifest.json",
         model=ancient(f"{STUDENT}/model"),
-        teacher=f"<results>/{TEACHER_SEEN}/manifest.json",
-        trained=[] if CONFIG.teacher.online else ancient("<results>/teacher/manifest.json"),
-        states=ancient(f"<results>/{TEACHER_SEEN}/{'model' if CONFIG.teacher.online else 'train'}"),
+        teacher=seen("cache/manifest.json", live="teacher/manifest.json"),
+        trained=ancient(seen("teacher/manifest.json", live=[])),
+        states=ancient(seen("cache/train", live="teacher/model")),
     output:
         model=directory("<results>/students/{strategy}/seed{seed}/model"),
         log="<results>/students/{strategy}/seed{seed}/training.jsonl",

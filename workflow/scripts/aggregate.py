@@ -6,7 +6,7 @@ from pathlib import Path
 from kdag.files.atomic import write_text
 from kdag.files.seals import check_source, read_sealed
 from kdag.job import cli
-from kdag.report import answers, comparisons, table
+from kdag.report import answers, comparisons, measures, table
 from kdag.report.verdict import verdict
 
 
@@ -24,6 +24,9 @@ def arguments():
     parser.add_argument("--comparisons", type=Path, required=True, help="comparisons.csv, written")
     parser.add_argument("--seeds", type=Path, required=True, help="seeds.csv, written")
     parser.add_argument("--verdict", type=Path, required=True, help="verdict.md, written")
+    parser.add_argument(
+        "--notes", type=Path, required=True, help="notes.md, written: answers that went wrong"
+    )
     parser.add_argument("--fidelity-csv", type=Path, required=True, help="fidelity.csv, written")
     parser.add_argument("--tasks-csv", type=Path, required=True, help="tasks.csv, written")
     return parser
@@ -41,7 +44,6 @@ def main(args):
     scores = {path.parent.name: read(path, path.parent.name) for path in args.scores}
     fidelity = {path.parent.name: read(path, path.parent.name) for path in args.fidelity}
     table.refuse_mixture(rows, scores)
-    comparisons.check_same_prompts(rows, scores)
     tasks = {
         task: {
             path.parents[1].name: read(path, path.parents[1].name)
@@ -50,32 +52,32 @@ def main(args):
         }
         for task in args.config["tasks"]
     }
+    settings = args.config["statistics"]
+    primary, resampling = settings["primary"], {key: settings[key] for key in ("draws", "seed")}
     further = table.task_table(rows, tasks)
+    items = measures.tested(rows, scores, tasks, primary)
     accuracies = table.accuracy_table(rows, scores)
     accuracies = accuracies.assign(**table.further(rows, further, lambda cell: cell["value"]))
     closeness = table.fidelity_table(rows, fidelity)
     write_text(args.csv, accuracies.to_csv(index=False))
     write_text(args.tasks_csv, further.to_csv(index=False))
     write_text(args.fidelity_csv, closeness.to_csv(index=False))
-    settings = args.config["statistics"]
-    cells = comparisons.intervals(rows, scores, draws=settings["draws"], seed=settings["seed"])
+    cells = comparisons.intervals(rows, items, **resampling)
     tests = comparisons.compare(
-        rows,
-        scores,
-        settings["family"],
-        draws=settings["draws"],
-        seed=settings["seed"],
-        alpha=settings["alpha"],
+        rows, items, settings["family"], primary=primary, alpha=settings["alpha"], **resampling
     )
-    spread = comparisons.over_seeds(rows, scores)
+    spread = comparisons.over_seeds(rows, items)
     words = verdict(tests, settings["alpha"])
     write_text(args.intervals, cells.to_csv(index=False))
     write_text(args.comparisons, tests.to_csv(index=False))
     write_text(args.seeds, spread.to_csv(index=False))
     write_text(args.verdict, words)
-    write_text(args.latex, table.latex(rows, accuracies))
-    notes = answers.notes(rows, scores, draws=settings["draws"], seed=settings["seed"])
-    text = table.markdown(rows, accuracies, cells, spread, closeness, words, scores, further, tasks, notes)
+    write_text(args.latex, table.latex(rows, accuracies, measures.names(scores[rows[0]["model"]])))
+    notes = answers.notes(rows, scores, primary, items[primary], **resampling)
+    write_text(args.notes, "".join(f"{note}\n\n" for note in notes))
+    text = table.markdown(
+        rows, accuracies, cells, spread, closeness, words, scores, further, tasks, notes, primary
+    )
     write_text(args.table, text)
 
 

@@ -4,7 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-from kdag.evaluation.tasks import harness
+from kdag.evaluation import harness
 from kdag.files.atomic import write_jsonl
 from kdag.files.hashes import sha256_file
 from kdag.files.manifest import sha256_beside

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from kdag.data.sources import fetching
-from kdag.evaluation.tasks import harness
+from kdag.evaluation import harness
 from kdag.files.atomic import atomic_path
 from kdag.files.manifest import write_manifest
 from kdag.job import cli

@@ -8,6 +8,7 @@ from kdag.files.reading import read_json
 from kdag.files.seals import write_sealed
 from kdag.job import cli, progress
 from kdag.job.gpu_lease import leased
+from kdag.teacher.sizes import FIDELITY_TOKENS
 
 
 def arguments():
@@ -39,7 +40,9 @@ def main(args):
 
     def states_and_head(directory):
         model = load.load_model(directory, dtype, gpus=args.gpus)
-        hidden = dict(answer_states(model, frame, 8192, f"rows through {directory.parent.name}", pace))
+        hidden = dict(
+            answer_states(model, frame, FIDELITY_TOKENS, f"rows through {directory.parent.name}", pace)
+        )
         return (
             torch.cat([hidden[i].cpu() for i in range(len(frame))]),
             head.head_weight(model, vocabulary).detach().to(load.device(), copy=True),

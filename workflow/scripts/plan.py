@@ -1,6 +1,6 @@
-"""Say what an experiment takes before it runs: jobs, memory, disk and hours of every stage on one card.
+"""Say what an experiment takes before it runs: jobs, memory, disk and hours of every stage on one device.
 
-python workflow/scripts/plan.py --config config.yaml --card H200
+python workflow/scripts/plan.py --config config.yaml --device H200
 
 Nothing runs and no weight is fetched; of a model only config.json is read. docs/planning.md says how it is
 computed and how far from measurements it is.
@@ -25,8 +25,10 @@ from kdag.planning.shapes import Shape
 def arguments():
     parser = cli.parser(__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, default=Path("config.yaml"), help="the experiment")
-    parser.add_argument("--card", choices=devices.CARDS, default="H200", help="what every job computes on")
-    parser.add_argument("--memory", type=float, help="GiB that the card has, instead of its data sheet's")
+    parser.add_argument(
+        "--device", choices=devices.DEVICES, default="H200", help="what every job computes on"
+    )
+    parser.add_argument("--memory", type=float, help="GiB that the device has, instead of its data sheet's")
     parser.add_argument("--teacher-config", type=Path, help="config.json of the teacher")
     parser.add_argument("--student-config", type=Path, help="config.json of the student")
     parser.add_argument(
@@ -98,7 +100,7 @@ def table(plan: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def described(plan, total, card, tokens, few: tuple[str, str] | None) -> str:
+def described(plan, total, device, tokens, few: tuple[str, str] | None) -> str:
     """few: of `planner.too_few_steps`."""
     train = tokens["train"]
     rows = "as counted" if tokens["counted"] else "assumed (means of Alpaca)"
@@ -112,13 +114,13 @@ def described(plan, total, card, tokens, few: tuple[str, str] | None) -> str:
         f"{tokens['generated']['student']} (student) tokens in the mean, assumed",
         "",
         "assumed:",
-        *(f"  {line}" for line in devices.assumptions(card)),
+        *(f"  {line}" for line in devices.assumptions(device)),
     ]
     for entry in plan:
         if entry["too_large"]:
             needed = entry["gpu_bytes"] or entry["host_bytes"]
             lines.append(
-                f"{entry['stage']} needs {needed / GIB:.1f} GiB and {card.name} has {card.memory:g}: "
+                f"{entry['stage']} needs {needed / GIB:.1f} GiB and {device.name} has {device.memory:g}: "
                 f"change {entry['too_large']}"
             )
     if few:
@@ -128,7 +130,7 @@ def described(plan, total, card, tokens, few: tuple[str, str] | None) -> str:
 
 def main(args):
     config = yaml_file.read_config(args.config)
-    card = devices.of_name(args.card, args.memory)
+    device = devices.of_name(args.device, args.memory)
     teacher = shape_of(config, "teacher", args.teacher_config, args.models)
     derive = config.student.derive
     if derive:
@@ -136,15 +138,15 @@ def main(args):
     else:
         student = shape_of(config, "student", args.student_config, args.models)
     tokens = counted(config, args.results)
-    plan = planner.plan(config, teacher, student, card, tokens)
+    plan = planner.plan(config, teacher, student, device, tokens)
     total = totals(plan, teacher, student)
     few = planner.too_few_steps(config, tokens["train"]["rows"])
-    print(described(plan, total, card, tokens, few))
+    print(described(plan, total, device, tokens, few))
     if args.output:
-        assumed = devices.assumptions(card)
+        assumed = devices.assumptions(device)
         write_json(
             args.output,
-            {"card": card.name, "stages": plan, "total": total, "tokens": tokens, "assumed": assumed},
+            {"device": device.name, "stages": plan, "total": total, "tokens": tokens, "assumed": assumed},
         )
 
 

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from kdag.config import yaml_file
-from kdag.config.roster import home_of, student_ids
+from kdag.config.roster import SFT, TEACHER, home_of, student_ids, trained_ids
 from kdag.config.stages import stage_params
 from kdag.files.atomic import atomic_path
 from kdag.files.manifest import verify_files
@@ -49,7 +49,7 @@ def main(args):
 
 
 def model_home(config, results: Path, model: str) -> Path:
-    names = ["teacher", *student_ids(config)]
+    names = trained_ids(config)
     if model not in names:
         raise UserError(f"no trained model is called {model!r}; there are {', '.join(names)}")
     return results / home_of(config, model)
@@ -58,7 +58,7 @@ def model_home(config, results: Path, model: str) -> Path:
 def check_same(config, home: Path, model: str) -> None:
     """The card shows the configuration, so the model must be of it."""
     strategy, seed = student_ids(config).get(model, ("", 0))
-    stage = {"": "sft_teacher", "sft": "sft_student"}.get(strategy, "distill")
+    stage = {"": "sft_teacher", SFT: "sft_student"}.get(strategy, "distill")
     wanted, trained = stage_params(config, stage, strategy, seed), read_json(home / "manifest.json")["params"]
     for key in sorted(wanted.keys() & trained.keys()):
         if wanted[key] != trained[key]:
@@ -70,7 +70,7 @@ def check_same(config, home: Path, model: str) -> None:
 
 def base_name(config, model: str) -> str | None:
     """What the adapter is an adapter of, where that is on a hub."""
-    return (config.teacher if model == "teacher" else config.student).id
+    return (config.teacher if model == TEACHER else config.student).id
 
 
 def published(home: Path, base: str | None) -> dict[str, Path]:

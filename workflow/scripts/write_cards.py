@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from kdag.config.experiment import Config
-from kdag.config.roster import student_ids
+from kdag.config.roster import trained_ids
 from kdag.config.section import checked
 from kdag.files.atomic import write_text
 from kdag.job import cli
@@ -21,7 +21,7 @@ def arguments():
 
 def main(args):
     config, results = checked(Config, args.config), args.data.parents[1]
-    for model, output in zip(["teacher", *student_ids(config)], args.output, strict=True):
+    for model, output in zip(trained_ids(config), args.output, strict=True):
         text = model_card.of_model(config, results, model, place=(output.parent / "model").as_posix())
         write_text(output, text)
 

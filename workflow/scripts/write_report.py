@@ -8,6 +8,7 @@ import pandas as pd
 import yaml
 
 from kdag.config.experiment import Config
+from kdag.config.roster import TEACHER
 from kdag.config.section import checked
 from kdag.config.stages import shown
 from kdag.files.atomic import write_json, write_text
@@ -18,7 +19,7 @@ from kdag.job.errors import UserError
 from kdag.planning import devices, planner
 from kdag.planning.expected import counted
 from kdag.planning.shapes import Shape
-from kdag.report import answers, page
+from kdag.report import page
 
 
 def arguments():
@@ -33,6 +34,7 @@ def arguments():
     parser.add_argument("--comparisons", type=Path, required=True)
     parser.add_argument("--tasks", type=Path, required=True, help="tasks.csv")
     parser.add_argument("--verdict", type=Path, required=True)
+    parser.add_argument("--notes", type=Path, required=True, help="notes.md of the table")
     parser.add_argument("--plan", type=Path, required=True, help="plan.json, written: what was predicted")
     parser.add_argument("--output", type=Path, required=True, help="index.html, written")
     return parser
@@ -44,6 +46,8 @@ def main(args):
     for path in args.scores:
         check_source(path, scores[path.parent.name]["inputs"], "samples", path.with_name("samples.jsonl"))
     manifest = read_json(args.manifests[0])
+    labels = {row["model"]: row["label"] for row in rows}
+    trained = [row["model"] for row in rows if row["model"] == TEACHER or row["role"] == "student"]
     statistics = configuration["statistics"]
     # Snakemake writes the benchmarks when a job is done; a stage that ran by hand has none.
     results = args.output.parents[1]
@@ -57,17 +61,18 @@ def main(args):
         scores=scores,
         samples={path.parent.name: read_jsonl(path.with_name("samples.jsonl")) for path in args.scores},
         fidelity={path.parent.name: read_sealed(path) for path in args.fidelity},
-        logs={log_label(path): read_jsonl(path) for path in args.training},
+        logs={labels[model]: read_jsonl(path) for model, path in zip(trained, args.training, strict=True)},
         cells=pd.read_csv(args.intervals),
         comparisons=pd.read_csv(args.comparisons),
         tasks=pd.read_csv(args.tasks),
         verdict=page.blocks(args.verdict.read_text(encoding="utf-8")),
-        notes=answers.notes(rows, scores, draws=statistics["draws"], seed=statistics["seed"]),
+        notes=args.notes.read_text(encoding="utf-8").split("\n\n")[:-1],
+        primary=statistics["primary"],
         alpha=statistics["alpha"],
         costs=page.costs(
             {str(p.relative_to(results / "benchmarks"))[:-4]: p for p in benchmarks}, plan["stages"]
         ),
-        card=plan["card"],
+        device=plan["device"],
         generation=json.dumps(scores[rows[0]["model"]]["generation"], indent=2, sort_keys=True),
         configuration=yaml.safe_dump(shown(configuration), sort_keys=False),
         versions=json.dumps(
@@ -80,25 +85,19 @@ def main(args):
 
 def predicted(raw: dict, manifests: list[Path], results: Path) -> dict:
     """What `make plan` would have said of this experiment on this machine; no stages where it knows neither
-    the card nor the architecture."""
+    the device nor the architecture."""
     config = checked(Config, raw)
     device = read_json(manifests[0])["device"]
     try:
-        card = devices.of_device(device)
+        device = devices.of_device(device)
         teacher, student, *_ = (
             Shape.from_config(read_json(path.parent / "model" / "config.json")) for path in manifests
         )
     except UserError as error:
         logging.info("no prediction to compare with: %s", error)
-        return {"card": device, "stages": []}
+        return {"device": device, "stages": []}
     tokens = counted(config, results.parent)
-    return {"card": card.name, "stages": planner.plan(config, teacher, student, card, tokens)}
-
-
-def log_label(path: Path) -> str:
-    """teacher, or strategy (seed k)."""
-    home = path.parent
-    return home.name if home.name == "teacher" else f"{home.parent.name} ({home.name})"
+    return {"device": device.name, "stages": planner.plan(config, teacher, student, device, tokens)}
 
 
 if __name__ == "__main__":

@@ -14,16 +14,16 @@ from typing import Annotated
 from pydantic import Field, ValidationError, model_validator
 
 from kdag.config.evaluation import NAME, Evaluation
+from kdag.config.metrics import IFEVAL
 from kdag.config.resources import Resources
-from kdag.config.section import Section, error_lines
+from kdag.config.roster import RESERVED
+from kdag.config.section import Section, error_lines, suggestion
 from kdag.config.sources import Data, Student, Teacher
 from kdag.config.statistics import Statistics
 from kdag.config.strategies import Strategy
 from kdag.config.training import Distillation, TeacherCache, TeacherTraining
 
 LONGEST_NAME = 100  # characters; a file's name may have 255, and further words are put to these
-# Rows that every table has; a strategy cannot take their names.
-BASELINES = ("teacher-untrained", "teacher", "student-untrained", "sft")
 
 
 class Config(Section):
@@ -52,7 +52,7 @@ class Config(Section):
                     f"strategies: the name {name!r} may hold letters, digits, '.', '_' and '-', "
                     "starts with a letter or digit and does not end in -seed<number>"
                 )
-            if name in BASELINES or name.startswith("."):
+            if name in RESERVED or name.startswith("."):
                 raise ValueError(f"strategies: {name!r} is the name of a baseline row")
             try:
                 self.distillation_of(name)
@@ -60,6 +60,10 @@ class Config(Section):
                 raise ValueError(
                     f"strategies.{name}: {'; '.join(error_lines(error, Distillation))}"
                 ) from error
+        primary = self.statistics.primary
+        if not self.evaluation.tasks and primary not in IFEVAL:
+            hint = suggestion(primary, IFEVAL)
+            raise ValueError(f"statistics.primary: no metric is called {primary!r}{hint}")
         self._passes_are_shared_out()
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: each seed once, got {self.seeds}")
@@ -82,6 +86,11 @@ class Config(Section):
                     f"{section}.gradient_accumulation: {passes} forward passes cannot be shared out evenly "
                     f"to resources.gpus.{stage}: {count}"
                 )
+
+    def online(self, strategy: str) -> bool:
+        """Does the teacher run next to this strategy's students, instead of its cache being read?"""
+        own = self.strategies[strategy].online
+        return self.teacher.online if own is None else own
 
     def distillation_of(self, strategy: str) -> Distillation:
         return Distillation(**self.distillation.model_dump() | self.strategies[strategy].overrides())

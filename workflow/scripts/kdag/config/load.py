@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from kdag.config.experiment import Config
 from kdag.config.section import error_lines, suggestion
+from kdag.config.strategies import Strategy
 from kdag.config.sweeps import expand_sweeps
 from kdag.config.training import Distillation
 from kdag.job.errors import UserError
@@ -47,9 +48,10 @@ def with_parameters(strategy):
     if name not in PARAMETERS:
         *others, last = map(repr, PARAMETERS)
         raise ValueError(f".divergence: Input should be {', '.join(others)} or {last} (got {name!r})")
-    own = [key for key in strategy if key != "divergence" and key not in Distillation.model_fields]
+    keys = [*Strategy.model_fields, *Distillation.model_fields]
+    own = [key for key in strategy if key not in keys]
     if unknown := [key for key in own if key not in PARAMETERS[name]]:
-        allowed = [*PARAMETERS[name], *Distillation.model_fields]
+        allowed = [*PARAMETERS[name], *keys]
         raise ValueError(
             f": `{unknown[0]}` is neither a parameter of {name} nor a key of distillation"
             f"{suggestion(str(unknown[0]), allowed)}"

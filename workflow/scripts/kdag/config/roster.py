@@ -1,44 +1,71 @@
-"""Which models an experiment makes: their ids, labels, roles and folders, in the table's order."""
+"""Which rows the table has, in its order: ids, labels, roles, what sentences call them, where they lie.
 
-from kdag.config.experiment import Config
+No other module spells these names. A row is {"model": its id, "label", "role"}; a trained student's has its
+"strategy" and "seed" too.
+"""
+
+# The rows that every table has, besides the students: {model id: (label, role, in a sentence)}.
+FIXED = {
+    "teacher-untrained": ("teacher, untrained", "teacher", "the untrained teacher"),
+    "teacher": ("teacher", "teacher", "the teacher"),
+    "student-untrained": ("student, untrained", "untrained", "the untrained student"),
+}
+TEACHER_UNTRAINED, TEACHER, STUDENT_UNTRAINED = FIXED
+SFT = "sft"  # the student that was fine-tuned without a teacher
+RESERVED = (*FIXED, SFT)  # names that no strategy can take
+# What `statistics.family` may name: the row that each trained student then meets; `strategies`: each other.
+OPPONENTS = {"untrained": STUDENT_UNTRAINED, "sft": SFT, "teacher": TEACHER}
+FAMILY = (*OPPONENTS, "strategies")
 
 
-def student_ids(config: Config) -> dict[str, tuple[str, int]]:
-    """{model id: (strategy, seed)} of every trained student, in the table's order."""
+def student_ids(config) -> dict[str, tuple[str, int]]:
+    """{model id: (strategy, seed)} of every trained student."""
     return {
         f"{strategy}-seed{seed}": (strategy, seed)
-        for strategy in ("sft", *config.strategies)
+        for strategy in (SFT, *config.strategies)
         for seed in config.seeds
     }
 
 
-def home_of(config: Config, model: str) -> str:
+def model_ids(config) -> list[str]:
+    """Every model that is evaluated."""
+    return [*FIXED, *student_ids(config)]
+
+
+def trained_ids(config) -> list[str]:
+    """The models that the experiment trains."""
+    return [TEACHER, *student_ids(config)]
+
+
+def compared_ids(config) -> list[str]:
+    """The models whose fidelity to the teacher is measured."""
+    return [STUDENT_UNTRAINED, *student_ids(config)]
+
+
+def home_of(config, model: str) -> str:
     """The folder of a trained model below results/<experiment>/."""
     strategy, seed = student_ids(config).get(model, ("", 0))
-    return f"students/{strategy}/seed{seed}" if strategy else "teacher"
+    return f"students/{strategy}/seed{seed}" if strategy else TEACHER
 
 
-def model_ids(config: Config) -> list[str]:
-    """Every model that is evaluated, in the table's order."""
-    return ["teacher-untrained", "teacher", "student-untrained", *student_ids(config)]
+def neighbours(config, model: str) -> list[str]:
+    """The rows that say what a trained model's scores are worth."""
+    if model == TEACHER:
+        return [TEACHER_UNTRAINED]
+    _, seed = student_ids(config)[model]
+    return [STUDENT_UNTRAINED, f"{SFT}-seed{seed}", TEACHER]
 
 
-def table_rows(config: Config) -> list[dict]:
-    """What the table calls each model: id, label, role, strategy and seed."""
-    rows = [
-        {"model": "teacher-untrained", "label": "teacher, untrained", "role": "teacher"},
-        {"model": "teacher", "label": "teacher", "role": "teacher"},
-        {"model": "student-untrained", "label": "student, untrained", "role": "untrained"},
-    ]
+def table_rows(config) -> list[dict]:
+    """The table's rows."""
+    rows = [{"model": model, "label": label, "role": role} for model, (label, role, _) in FIXED.items()]
     for model, (strategy, seed) in student_ids(config).items():
-        several = f" (seed {seed})" if len(config.seeds) > 1 else ""
-        rows.append(
-            {
-                "model": model,
-                "label": f"student - {strategy}{several}",
-                "role": "student",
-                "strategy": strategy,
-                "seed": seed,
-            }
-        )
+        seeds = f" (seed {seed})" if len(config.seeds) > 1 else ""
+        label = f"student - {strategy}{seeds}"
+        rows.append({"model": model, "label": label, "role": "student", "strategy": strategy, "seed": seed})
     return rows
+
+
+def spoken(name: str) -> str | None:
+    """What a sentence calls the row `name`; None for a strategy, whose name is the user's own."""
+    return FIXED[name][2] if name in FIXED else None

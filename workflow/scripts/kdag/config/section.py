@@ -1,7 +1,7 @@
 """What every section of the configuration has in common: how values are read, and how a mistake is told."""
 
 import difflib
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator
 
@@ -29,7 +29,8 @@ class Section(BaseModel):
     @classmethod
     def _booleans_are_no_numbers(cls, value, info):
         values = value if isinstance(value, list) else [value]
-        if cls.model_fields[info.field_name].annotation is not bool:
+        annotation = cls.model_fields[info.field_name].annotation
+        if bool not in (annotation, *get_args(annotation)):
             if any(isinstance(one, bool) for one in values):
                 raise ValueError("true and false (in YAML also yes, no, on, off) have no meaning here")
         return value

@@ -58,7 +58,7 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
                 divergence=chosen.divergence,
                 divergence_params=chosen.divergence_params(),
                 seed=int(seed),
-                teacher_dtype=config.teacher_cache.dtype if config.teacher.online else None,
+                teacher_dtype=config.teacher_cache.dtype if config.online(strategy) else None,
             ).model_dump()
         case "generate":
             return config.evaluation.model_dump(exclude={"prompts", "limit", "tasks"})
@@ -83,7 +83,7 @@ def canonical(config: Config) -> dict:
     """What load_config takes back, the same however it was spelt; without what changes no result."""
     hidden = {"resources": True, "teacher_cache": {"shards"}, "strategies": True}
     strategies = {
-        name: {"divergence": s.divergence, **s.divergence_params()}
+        name: {"divergence": s.divergence, "online": config.online(name), **s.divergence_params()}
         | config.distillation_of(name).model_dump()
         for name, s in config.strategies.items()
     }

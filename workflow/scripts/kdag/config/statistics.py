@@ -4,14 +4,21 @@ from typing import Literal
 
 from pydantic import Field
 
+from kdag.config.metrics import PRIMARY
+from kdag.config.roster import FAMILY
 from kdag.config.section import Number, Section
 
 
 class Statistics(Section):
     """Which comparisons are made, declared before the results are seen."""
 
-    family: list[Literal["untrained", "sft", "teacher", "strategies"]] = Field(
-        ["untrained", "sft", "teacher", "strategies"],
+    primary: str = Field(
+        PRIMARY,
+        min_length=1,
+        description="the metric that is tested, as the table's columns name it; its items are right or wrong",
+    )
+    family: list[Literal[FAMILY]] = Field(
+        list(FAMILY),
         min_length=1,
         description="every trained student against these, and the strategies among each other",
     )

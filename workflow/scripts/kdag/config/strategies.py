@@ -1,20 +1,21 @@
-"""The section `strategies`: a divergence with its parameters, and what differs from `distillation`.
+"""The section `strategies`: a divergence with its parameters, how it sees the teacher, what else differs.
 
 Which divergences and parameters there are, with ranges and defaults, load.py checks when the configuration is
 read. Stages are given what came of it and import no table of them.
 """
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
 from kdag.config.section import Section
 from kdag.config.training import Distillation
 
 
 class Strategy(Section):
-    """A divergence, its parameters, and any key of `distillation` it overrides."""
+    """A divergence, its parameters, `online`, and any key of `distillation` it overrides."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     divergence: str
+    online: bool | None = Field(None, description="the live teacher, or its cache; null: as teacher.online")
 
     def divergence_params(self) -> dict[str, float]:
         """The divergence's own parameters."""

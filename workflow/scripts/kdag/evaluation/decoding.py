@@ -45,13 +45,6 @@ def load_model(directory: Path, dtype: str, gpus: int = 1):
     return load.load_model(directory, dtype, attention=ATTENTION, gpus=gpus), tokenizer
 
 
-def end_tokens(model, tokenizer) -> list[int]:
-    """The ids that end an answer: those of the model's generation config and the tokenizer's."""
-    ids = model.generation_config.eos_token_id
-    ids = ids if isinstance(ids, list) else [ids]
-    return sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None})
-
-
 @torch.inference_mode()
 def decode_greedily(
     model,

@@ -18,10 +18,11 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from kdag.config import precision
 from kdag.evaluation.answers import GreedyAnswers, quiet
-from kdag.evaluation.decoding import GenerationProgress, decode_greedily, end_tokens, load_model
+from kdag.evaluation.decoding import GenerationProgress, decode_greedily, load_model
 from kdag.evaluation.tasks.ifeval import prompt_set_hash
 from kdag.files.hashes import sha256_json
 from kdag.job.errors import UserError
+from kdag.models.load import end_ids
 
 
 class GreedyLM(GreedyAnswers, HFLM):
@@ -34,7 +35,7 @@ class GreedyLM(GreedyAnswers, HFLM):
         )
         self.pin(
             config,
-            end_tokens(model, tokenizer),
+            sorted(end_ids(model.name_or_path, tokenizer)),
             getattr(model.config.get_text_config(), "max_position_embeddings", None),
             {
                 "device": model.device.type,

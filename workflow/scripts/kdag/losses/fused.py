@@ -11,10 +11,9 @@ import math
 import torch
 
 from kdag.losses.base import value_and_grad
+from kdag.losses.sizes import BLOCK_ELEMENTS, CHUNK_ELEMENTS
 
 IGNORE = -100
-CHUNK_ELEMENTS = 2**26  # logits at a time, 128 MiB in bf16: the products want many rows
-BLOCK_ELEMENTS = {"cpu": 2**17, "cuda": 2**25}  # of an fp32 buffer; on a CPU, of each thread's L2
 
 
 def distill_loss(

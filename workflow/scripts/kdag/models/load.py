@@ -80,8 +80,10 @@ def load_model(
 
 
 def end_ids(directory: Path, tokenizer) -> set[int]:
-    """The tokens that end an answer: the tokenizer's and those of the generation config."""
-    file = Path(directory) / "generation_config.json"
-    listed = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
-    listed = listed if isinstance(listed, list) else [] if listed is None else [listed]
-    return {*listed, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
+    """The tokens that end an answer, for data and decoding alike: the tokenizer's and the model's."""
+    found = {tokenizer.eos_token_id}
+    for name in ("config.json", "generation_config.json"):
+        file = Path(directory) / name
+        listed = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+        found |= set(listed) if isinstance(listed, list) else {listed}
+    return found - {None}

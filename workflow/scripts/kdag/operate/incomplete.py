@@ -10,7 +10,7 @@ from kdag.config.roster import table_rows
 from kdag.files.atomic import write_text
 from kdag.files.seals import read_sealed
 from kdag.operate import status
-from kdag.report import table
+from kdag.report import measures, table
 
 MISSING = "missing"
 
@@ -61,13 +61,14 @@ def reason(job) -> str:
 
 
 def markdown(rows: list[dict], scores: dict[str, dict], why: dict[str, str]) -> str:
-    """rows: all of `stages.table_rows`; scores: of those that are there; why: of the others."""
-    lines = [["model", *table.METRICS], ["---"] + ["---:"] * len(table.METRICS)]
+    """rows: all of `roster.table_rows`; scores: of those that are there; why: of the others."""
+    first = next(iter(scores.values()))
+    metrics = measures.names(first)
+    lines = [["model", *metrics], ["---"] + ["---:"] * len(metrics)]
     for row in rows:
         found = scores.get(row["model"])
-        cells = [f"{found[metric]:.4f}" if found else MISSING for metric in table.METRICS]
+        cells = [f"{measures.value(found, metric):.4f}" if found else MISSING for metric in metrics]
         lines.append([row["label"], *cells])
-    first = next(iter(scores.values()))
     return "\n".join(
         [
             *(f"| {' | '.join(line)} |" for line in lines),

@@ -14,7 +14,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Card:
+class Device:
     """memory in GiB, bandwidth in GB/s (10^9), rate in 10^12 operations per second."""
 
     name: str
@@ -28,55 +28,55 @@ class Card:
         return self.name == "cpu"
 
     def dtype(self, wanted: str) -> str:
-        """What `auto` becomes on this card; the card `cpu` is the processor of this machine."""
+        """What `auto` becomes on this device; the device `cpu` is the processor of this machine."""
         if wanted != "auto":
             return wanted
         has = "bfloat16" in precision.cpu().units if self.on_cpu else self.bfloat16
         return precision.automatic(not self.on_cpu, has)
 
 
-CARDS = {
-    card.name: card
-    for card in (
-        Card("T4", 15, 320, 65, bfloat16=False),
-        Card("V100-32GB", 32, 900, 125, bfloat16=False),
-        Card("A10", 22.5, 600, 125),
-        Card("L4", 22.5, 300, 121),
-        Card("A100-40GB", 40, 1555, 312),
-        Card("A100-80GB", 80, 2039, 312),
-        Card("L40S", 45, 864, 362),
-        Card("RTX-3090", 24, 936, 71),
-        Card("RTX-4090", 24, 1008, 165),
-        Card("H100", 79.6, 3350, 989),
-        Card("H200", 140, 4800, 989),
-        Card("B200", 179, 8000, 2250),
-        Card("cpu", 32, 20, 0.1),  # assumed: a few cores without matrix units; --memory says what there is
+DEVICES = {
+    device.name: device
+    for device in (
+        Device("T4", 15, 320, 65, bfloat16=False),
+        Device("V100-32GB", 32, 900, 125, bfloat16=False),
+        Device("A10", 22.5, 600, 125),
+        Device("L4", 22.5, 300, 121),
+        Device("A100-40GB", 40, 1555, 312),
+        Device("A100-80GB", 80, 2039, 312),
+        Device("L40S", 45, 864, 362),
+        Device("RTX-3090", 24, 936, 71),
+        Device("RTX-4090", 24, 1008, 165),
+        Device("H100", 79.6, 3350, 989),
+        Device("H200", 140, 4800, 989),
+        Device("B200", 179, 8000, 2250),
+        Device("cpu", 32, 20, 0.1),  # assumed: a few cores without matrix units; --memory says what there is
     )
 }
 
 
-def of_name(name: str, memory: float | None = None) -> Card:
-    """The card called `name`; memory: GiB that it has instead."""
-    return CARDS[name] if memory is None else replace(CARDS[name], memory=memory)
+def of_name(name: str, memory: float | None = None) -> Device:
+    """The device called `name`; memory: GiB that it has instead."""
+    return DEVICES[name] if memory is None else replace(DEVICES[name], memory=memory)
 
 
-def of_device(device: str) -> Card:
-    """The card of a manifest's `device`, such as "NVIDIA A100-SXM4-80GB" or "2 x NVIDIA H200"."""
-    fitting = [name for name in CARDS if all(part in device for part in name.split("-"))]
+def of_device(device: str) -> Device:
+    """The device of a manifest's `device`, such as "NVIDIA A100-SXM4-80GB" or "2 x NVIDIA H200"."""
+    fitting = [name for name in DEVICES if all(part in device for part in name.split("-"))]
     if not fitting:
-        raise UserError(f"{device} is no card of {', '.join(CARDS)}")
-    return CARDS[max(fitting, key=len)]
+        raise UserError(f"{device} is not one of the known devices: {', '.join(DEVICES)}")
+    return DEVICES[max(fitting, key=len)]
 
 
-def of_model(name: str) -> Card | None:
-    """The card that a cluster calls `name`, such as h100, a100 or rtx_3090; None for one that is not here.
+def of_model(name: str) -> Device | None:
+    """The device that a cluster calls `name`, such as h100, a100 or rtx_3090; None for one that is not here.
 
     Of several that the name may mean, the first.
     """
     wanted = re.sub(r"[^A-Z0-9]+", "-", name.upper())
-    for card in CARDS.values():
-        if not card.on_cpu and wanted in (card.name.upper(), card.name.upper().split("-")[0]):
-            return card
+    for device in DEVICES.values():
+        if not device.on_cpu and wanted in (device.name.upper(), device.name.upper().split("-")[0]):
+            return device
     try:
         return of_device(wanted)
     except UserError:
@@ -102,40 +102,40 @@ CPU_HEAP = 1.5  # host, of activations: malloc keeps freed blocks of unequal siz
 PRODUCT_BYTES, PRODUCTS_KEPT = 2**20, 1024
 
 
-def device_bytes(card: Card, fixed: float, transient: float, products: int = 0) -> float:
-    """On the card, or in the host's memory where that is a CPU.
+def device_bytes(device: Device, fixed: float, transient: float, products: int = 0) -> float:
+    """On the device, or in the host's memory where that is a CPU.
 
     transient: activations; products: different matrix products in two-byte numbers.
     """
-    if card.on_cpu:
+    if device.on_cpu:
         compiled = PRODUCT_BYTES * min(products, PRODUCTS_KEPT)
         return PROCESS + fixed + CPU_HEAP * transient + compiled
     return CONTEXT + fixed + GPU_SLACK * transient
 
 
-def compute_seconds(card: Card, flops: float, layers_passed: float = 0, read: float = 0) -> float:
+def compute_seconds(device: Device, flops: float, layers_passed: float = 0, read: float = 0) -> float:
     """The slowest of arithmetic, reading `read` bytes, and launching the kernels of so many layers."""
-    launched = 0 if card.on_cpu else layers_passed * LAYER_SECONDS
-    read_seconds = read / (card.bandwidth * 1e9 * BANDWIDTH_SHARE)
-    return max(flops / (card.rate * 1e12 * EFFICIENCY), read_seconds, launched)
+    launched = 0 if device.on_cpu else layers_passed * LAYER_SECONDS
+    read_seconds = read / (device.bandwidth * 1e9 * BANDWIDTH_SHARE)
+    return max(flops / (device.rate * 1e12 * EFFICIENCY), read_seconds, launched)
 
 
-def assumptions(card: Card) -> list[str]:
+def assumptions(device: Device) -> list[str]:
     """A line for each number that is assumed, not computed."""
-    if card.on_cpu:
-        device = [
+    if device.on_cpu:
+        memory = [
             f"memory: a process {PROCESS / GIB:.2f} GiB, activations x {CPU_HEAP} (malloc's heap), compiled "
             f"products up to {PRODUCT_BYTES * PRODUCTS_KEPT / GIB:g} GiB"
         ]
     else:
-        device = [
+        memory = [
             f"memory: CUDA {CONTEXT / 1e9:g} GB, activations and buffers x {GPU_SLACK}; host process "
             f"{CUDA_PROCESS / 1e9:g} GB",
             f"a layer takes {LAYER_SECONDS * 1000:g} ms per pass at least, x {LORA_LAUNCHES} with adapters",
         ]
     return [
-        f"{card.name}: {card.memory:g} GiB, {card.bandwidth:g} GB/s x {BANDWIDTH_SHARE}, "
-        f"{card.rate:g} TFLOP/s x {EFFICIENCY}",
-        *device,
+        f"{device.name}: {device.memory:g} GiB, {device.bandwidth:g} GB/s x {BANDWIDTH_SHARE}, "
+        f"{device.rate:g} TFLOP/s x {EFFICIENCY}",
+        *memory,
         f"a job starts in {START_SECONDS} s and reads and writes weights at {DISK_RATE / 1e9:g} GB/s",
     ]

@@ -14,7 +14,7 @@ from kdag.config.stages import stage_params
 from kdag.files.reading import read_json, read_jsonl
 from kdag.job.errors import UserError
 from kdag.planning import devices, planner
-from kdag.planning.devices import Card
+from kdag.planning.devices import Device
 from kdag.planning.shapes import Shape
 
 # Of a prompt, without its tokenizer: IFEval's have 4.3 and more, chat templates add 10 to 30 tokens.
@@ -22,7 +22,7 @@ CHARACTERS_PER_TOKEN, TEMPLATE = 4, 30
 
 
 @functools.cache
-def card_here() -> Card | None:
+def device_here() -> Device | None:
     """The slowest of this machine's GPUs, its CPU where it has none; None for a GPU that nobody knows."""
     query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
@@ -33,15 +33,17 @@ def card_here() -> Card | None:
         found = [devices.of_device(name) for name in listed.splitlines() if name.strip()]
     except UserError:
         return None
-    return min(found, key=lambda card: card.rate, default=devices.CARDS["cpu"])
+    return min(found, key=lambda device: device.rate, default=devices.DEVICES["cpu"])
 
 
-def seconds(config: Config, card: Card | None, teacher: Path, student: Path, results: Path) -> dict[str, int]:
+def seconds(
+    config: Config, device: Device | None, teacher: Path, student: Path, results: Path
+) -> dict[str, int]:
     """{stage: of its longest job}; empty where it cannot be known.
 
     teacher, student: folders of the models as fetched; a student cut from the teacher needs none.
     """
-    if card is None:
+    if device is None:
         return {}
     derive = config.student.derive
     try:
@@ -52,7 +54,7 @@ def seconds(config: Config, card: Card | None, teacher: Path, student: Path, res
             else Shape.from_config(read_json(student / "config.json"))
         )
         tokens = counted(config, results, longest_counts=False)
-        plan = planner.plan(config, large, small, card, tokens)
+        plan = planner.plan(config, large, small, device, tokens)
     except (UserError, OSError, KeyError, ValueError, ZeroDivisionError):  # no plan is no reason to stop
         return {}
     return {entry["stage"]: max(1, round(3600 * entry["hours_longest"])) for entry in plan}

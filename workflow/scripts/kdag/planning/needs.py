@@ -8,29 +8,26 @@ from dataclasses import dataclass
 from math import exp
 
 from kdag.config.experiment import Config
+from kdag.losses.sizes import BLOCK_ELEMENTS, CHUNK_ELEMENTS
 from kdag.planning import devices
-from kdag.planning.devices import Card
+from kdag.planning.devices import Device
 from kdag.planning.shapes import Shape
+from kdag.teacher import sizes
+from kdag.training.memory import OPTIMIZER, SHARE_OF_GPU
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FOUR_BIT = 0.516  # bytes per weight: NF4 with its constants quantised twice (arXiv:2305.14314, section 3)
-OPTIMIZER = {"adamw": 16, "adamw_8bit": 10}  # bytes per trained weight: fp32 itself, gradient, two moments
 # Saved for the backward pass per token and layer, of two-byte numbers: measured with saved_tensors_hooks on
 # llama layers, batch 4 x 300, sdpa attention. Behind a padding mask keys and values are saved once per head.
 SAVED = {"lora": {"hidden": 24, "kv": 4, "mlp": 8}, "full": {"hidden": 32, "kv": 4, "mlp": 8}}
 FORWARD = {"hidden": 8, "kv": 0, "mlp": 6}  # held at once where nothing is saved: one layer's
-# losses/fused.py: logits of a chunk, and five fp32 buffers of so many elements (on a CPU of each thread).
-CHUNK_ELEMENTS, BLOCK_BUFFERS = 2**26, 5
-BLOCK_ELEMENTS = {"gpu": 2**25, "cpu": 2**17}
-FIDELITY_TOKENS = 8192  # padded, per forward pass of measure_fidelity.py
-SHARE_OF_CARD = 0.7  # training/sharding.py: of larger models each of several GPUs holds a part
+BLOCK_BUFFERS = 5  # of losses/fused.py, in fp32, on a CPU of each thread
 # Matrix products of different shape for one number of tokens: forward, the head's among them; in training
 # also backward, and with adapters five more each way and for their own gradients.
 PRODUCTS = {"forward": 5, "full": 15, "lora": 25}
 
 
 @dataclass
-class Load:
+class Need:
     """What one job takes. fixed and transient: on the device; held: in host memory wherever it runs.
 
     parted: of `fixed`, what several GPUs divide among them, where they do (`divided`). products: matrix
@@ -51,41 +48,41 @@ class Load:
     shardable: bool = False
     products: int = 0
 
-    def divided(self, card: Card, gpus: int) -> bool:
-        sharded = self.shardable and self.parted > SHARE_OF_CARD * card.memory * devices.GIB
-        return gpus > 1 and not card.on_cpu and (self.spread or sharded)
+    def divided(self, device: Device, gpus: int) -> bool:
+        sharded = self.shardable and self.parted > SHARE_OF_GPU * device.memory * devices.GIB
+        return gpus > 1 and not device.on_cpu and (self.spread or sharded)
 
-    def device(self, card: Card, gpus: int = 1) -> float:
+    def device(self, device: Device, gpus: int = 1) -> float:
         """Bytes on each of a job's GPUs, or in the memory of a machine without."""
-        fixed = self.fixed + self.held * card.on_cpu
-        if self.divided(card, gpus):
+        fixed = self.fixed + self.held * device.on_cpu
+        if self.divided(device, gpus):
             fixed -= self.parted * (1 - 1 / gpus)
-        return devices.device_bytes(card, fixed, self.transient, self.products)
+        return devices.device_bytes(device, fixed, self.transient, self.products)
 
-    def host(self, card: Card, gpus: int = 1) -> float:
+    def host(self, device: Device, gpus: int = 1) -> float:
         """Bytes of host memory: weights pass through it, in each process of a training."""
-        if card.on_cpu:
-            return self.device(card)
+        if device.on_cpu:
+            return self.device(device)
         loading = devices.CUDA_PROCESS + 2 * self.shape.parameters
         return loading * (1 if self.spread else gpus) + self.held
 
 
 def stored_bytes(config: Config, teacher: Shape) -> float:
-    """Of an answer token in the cache, its target included (teacher/storage.py)."""
-    cache, item = config.teacher_cache, BYTES[config.teacher_cache.dtype]
-    groups = -(-teacher.hidden // 16)
-    kept = {
-        "hidden": teacher.hidden * item,
-        "hidden-int8": 18 * groups,
-        "topk": cache.top_k * 6 + (4 if cache.tail == "bucket" else 0),
-        "logits": teacher.vocabulary * item,
+    """Of an answer token in the cache, its target included."""
+    cache = config.teacher_cache
+    params = {
+        "hidden": {"dtype": cache.dtype},
+        "hidden-int8": {},
+        "topk": {"k": cache.top_k, "tail": cache.tail},
+        "logits": {"dtype": cache.dtype},
     }
-    return kept[cache.store] + 4
+    per_token = sizes.BYTES_PER_TOKEN[cache.store]
+    return per_token(teacher.hidden, teacher.vocabulary, **params[cache.store]) + sizes.TARGET
 
 
-def training(shape, settings, tokens, card, teacher=None, live=None) -> Load:
+def training(shape, settings, tokens, device, teacher=None, live=None) -> Need:
     """Fine-tuning, or with the Shape of a teacher distillation; live: an online teacher's dtype."""
-    full, item, rows = settings.tuning == "full", BYTES[settings.dtype], tokens["train"]
+    full, item, rows = settings.tuning == "full", sizes.ITEM[settings.dtype], tokens["train"]
     passes_back = 6 if full else 4  # per weight: 2 forward, 2 to the inputs, 2 to the weights
     again = 2 if settings.gradient_checkpointing else 0
     adapters = 0 if full else shape.adapters(settings.lora_rank, settings.lora_target_modules)
@@ -104,7 +101,7 @@ def training(shape, settings, tokens, card, teacher=None, live=None) -> Load:
     activations = width * (shape.layers * kept + layer + 4 * item * shape.hidden)
     answers = width * rows["answers"] / rows["tokens"]
     logits = min(answers * shape.vocabulary, CHUNK_ELEMENTS) * item * (2 if teacher else 1)
-    block = BLOCK_ELEMENTS["cpu" if card.on_cpu else "gpu"]
+    block = BLOCK_ELEMENTS["cpu" if device.on_cpu else "cuda"]
     loss = logits + BLOCK_BUFFERS * 4 * min(answers * shape.vocabulary, block) + answers * shape.hidden * item
 
     flops = rows["tokens"] * ((passes_back + again) * shape.matrices + 6 * adapters)
@@ -114,19 +111,19 @@ def training(shape, settings, tokens, card, teacher=None, live=None) -> Load:
     seen = weights = 0
     if teacher:
         flops += rows["answers"] * 2 * teacher.head
-        seen = teacher.head * BYTES[live or settings.dtype]
+        seen = teacher.head * sizes.ITEM[live or settings.dtype]
     if teacher and live:
         flops += rows["tokens"] * 2 * teacher.matrices
         launched += passes * teacher.layers
-        seen = weights = teacher.parameters * BYTES[live]
-        activations += width * teacher.per_layer(FORWARD) * BYTES[live] / 2
+        seen = weights = teacher.parameters * sizes.ITEM[live]
+        activations += width * teacher.per_layer(FORWARD) * sizes.ITEM[live] / 2
     model = trained * OPTIMIZER[settings.optimizer] + frozen
-    return Load(
+    return Need(
         shape=shape,
         fixed=model + copies + loss + seen,
         transient=activations,
         flops=flops * settings.epochs,
-        seconds=devices.compute_seconds(card, flops * settings.epochs, launched * settings.epochs),
+        seconds=devices.compute_seconds(device, flops * settings.epochs, launched * settings.epochs),
         weights=2 * item * shape.parameters + weights,
         disk=item * shape.parameters + 4 * adapters,
         trainable=trained,
@@ -136,20 +133,20 @@ def training(shape, settings, tokens, card, teacher=None, live=None) -> Load:
     )
 
 
-def caching(shape, cache, tokens, card, parts, per_token) -> Load:
+def caching(shape, cache, tokens, device, parts, per_token) -> Need:
     """The teacher over `parts` of the data. cache: config.TeacherCache; per_token: bytes stored."""
-    item, counts = BYTES[cache.dtype], [tokens[part] for part in parts]
+    item, counts = sizes.ITEM[cache.dtype], [tokens[part] for part in parts]
     read, answers = (sum(count[key] for count in counts) for key in ("tokens", "answers"))
     width = min(cache.batch_tokens, read)
     in_shard = min(cache.rows_per_shard, max(count["rows"] for count in counts)) / max(counts[0]["rows"], 1)
     flops = read * 2 * shape.matrices
     passes = -(-read // cache.batch_tokens)
-    return Load(
+    return Need(
         shape=shape,
         fixed=item * (shape.parameters + shape.head),
         transient=width * shape.per_layer(FORWARD) * item / 2,
         flops=flops,
-        seconds=devices.compute_seconds(card, flops, passes * shape.layers),
+        seconds=devices.compute_seconds(device, flops, passes * shape.layers),
         weights=item * shape.parameters,
         disk=answers * per_token + item * shape.head,
         held=2 * min(in_shard, 1) * counts[0]["answers"] * per_token,
@@ -159,9 +156,9 @@ def caching(shape, cache, tokens, card, parts, per_token) -> Load:
     )
 
 
-def generating(shape, evaluation, tokens, card, answer) -> Load:
+def generating(shape, evaluation, tokens, device, answer) -> Need:
     """Greedy answers of `answer` tokens in the mean to every prompt."""
-    item, batch = BYTES[evaluation.dtype], min(evaluation.batch_size, tokens["prompts"])
+    item, batch = sizes.ITEM[evaluation.dtype], min(evaluation.batch_size, tokens["prompts"])
     per_token = 2 * shape.layers * shape.kv * item
     # The longest of `batch` answers, their lengths exponential: 979 and 1,273 steps were measured for batches
     # of 16 and 64 of Qwen2.5-7B-Instruct's (bench/gpu_shapes.py), 974 and 1,280 are computed.
@@ -175,12 +172,12 @@ def generating(shape, evaluation, tokens, card, answer) -> Load:
     held = item * shape.parameters
     held += per_token * batch * (tokens["longest_prompt"] + evaluation.max_new_tokens)
     ends = 1 - exp(-evaluation.max_new_tokens / answer)
-    return Load(
+    return Need(
         shape=shape,
         fixed=held + (item + 4) * batch * shape.vocabulary,
         transient=batch * tokens["longest_prompt"] * shape.per_layer(FORWARD) * item / 2,
         flops=flops,
-        seconds=devices.compute_seconds(card, flops, steps * shape.layers, read),
+        seconds=devices.compute_seconds(device, flops, steps * shape.layers, read),
         weights=item * shape.parameters,
         disk=tokens["prompts"] * (4 * answer + 3000),  # the answer's text, its prompt, its scores
         parted=held,
@@ -189,25 +186,25 @@ def generating(shape, evaluation, tokens, card, answer) -> Load:
     )
 
 
-def measuring(shape, teacher, evaluation, tokens, card) -> Load:
+def measuring(shape, teacher, evaluation, tokens, device) -> Need:
     """Student and untrained student over the held-out rows, one after the other, then three heads."""
-    item, rows = BYTES[evaluation.dtype], tokens["heldout"]
-    width = min(FIDELITY_TOKENS, rows["tokens"])
+    item, rows = sizes.ITEM[evaluation.dtype], tokens["heldout"]
+    width = min(sizes.FIDELITY_TOKENS, rows["tokens"])
     flops = 4 * rows["tokens"] * shape.matrices + 2 * rows["answers"] * (2 * shape.head + teacher.head)
     models = item * shape.parameters
     heads = item * (2 * shape.head + teacher.head) + 6 * 4 * min(256, rows["answers"]) * shape.vocabulary
-    return Load(
+    return Need(
         shape=shape,
         fixed=max(models, heads),
         transient=width * shape.per_layer(FORWARD) * item / 2 if models > heads else 0,
         flops=flops,
         seconds=devices.compute_seconds(
-            card, flops, 2 * shape.layers * -(-rows["tokens"] // FIDELITY_TOKENS)
+            device, flops, 2 * shape.layers * -(-rows["tokens"] // sizes.FIDELITY_TOKENS)
         ),
         weights=2 * models,
         disk=3000,
         held=rows["answers"] * item * (2 * shape.hidden + teacher.hidden),
         parted=models if models > heads else 0,
         spread=True,
-        products=PRODUCTS["forward"] * (1 + rows["tokens"] // FIDELITY_TOKENS) * (item < 4),
+        products=PRODUCTS["forward"] * (1 + rows["tokens"] // sizes.FIDELITY_TOKENS) * (item < 4),
     )

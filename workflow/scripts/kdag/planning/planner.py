@@ -1,6 +1,6 @@
 """What an experiment takes before it runs: jobs, memory, disk and hours of every stage, by arithmetic alone.
 
-Models are shapes (config.json), a card is four numbers (devices.py). Sizes are bytes, times hours.
+Models are shapes (config.json), a device is four numbers (devices.py). Sizes are bytes, times hours.
 How it is computed, and how far from measurements it is: docs/planning.md.
 """
 
@@ -9,8 +9,8 @@ from math import ceil
 from kdag.config.experiment import Config
 from kdag.config.roster import model_ids, student_ids
 from kdag.planning import devices
-from kdag.planning.devices import Card
-from kdag.planning.needs import Load, caching, generating, measuring, stored_bytes, training
+from kdag.planning.devices import Device
+from kdag.planning.needs import Need, caching, generating, measuring, stored_bytes, training
 from kdag.planning.shapes import Shape
 
 # What takes less memory, the least harmful first: (field, value).
@@ -24,8 +24,6 @@ CACHE_CHANGES = (("batch_tokens", 1024), ("dtype", "bfloat16"))
 EVALUATION_CHANGES = (("batch_size", 1), ("dtype", "bfloat16"))
 SEVERAL_GPUS = (2, 4, 8)  # of one machine
 LEAST_STEPS = 36  # of a student cut from its teacher, which must first learn to speak again
-# job_needs: hours are taken as right within a factor of two (docs/planning.md), and a disk can be slow.
-SPARE_MEMORY, SPARE_TIME, SPARE_MINUTES, SNAKEMAKE_MIB = 1.25, 3, 30, 170
 # bench/gpu_shapes.py: means of 999 Alpaca rows; IFEval's 541 prompts and the answers to them. The longest
 # prompt with SmolLM2's tokenizer and template.
 ROW = {"prompt": 47.4, "answer": 146.0}
@@ -51,34 +49,34 @@ def default_tokens(config: Config, data: dict | None = None, longest: int | None
     return made | lengths | {"prompts": prompts, "generated": answers}
 
 
-def plan(config: Config, teacher: Shape, student: Shape, card: Card, tokens: dict) -> list[dict]:
+def plan(config: Config, teacher: Shape, student: Shape, device: Device, tokens: dict) -> list[dict]:
     """An entry per stage. tokens: of `default_tokens`. hours: of a job in the mean; memory: of the largest.
 
-    too_large: the key to change where a job needs more memory than the card has, else None.
+    too_large: the key to change where a job needs more memory than the device has, else None.
     """
-    config = with_dtypes(config, card)
-    live = config.teacher_cache.dtype if config.teacher.online else None
-    parts = ["heldout"] if live else ["train", "heldout"]
+    config = with_dtypes(config, device)
+    parts = ["heldout"] if all(map(config.online, config.strategies)) else ["train", "heldout"]
     kept, evaluation, seeds = stored_bytes(config, teacher), config.evaluation, len(config.seeds)
     students = len(student_ids(config))
 
     def trained(shape, seen=None, live=None):
-        return lambda settings: training(shape, settings, tokens, card, seen, live)
+        return lambda settings: training(shape, settings, tokens, device, seen, live)
 
     def cached(settings):
-        return caching(teacher, settings, tokens, card, parts, kept)
+        return caching(teacher, settings, tokens, device, parts, kept)
 
     def answered(shape, side):
-        return lambda settings: generating(shape, settings, tokens, card, tokens["generated"][side])
+        return lambda settings: generating(shape, settings, tokens, device, tokens["generated"][side])
 
     def compared(settings):
-        return measuring(student, teacher, settings, tokens, card)
+        return measuring(student, teacher, settings, tokens, device)
 
     large, small = model_key(config, "teacher"), model_key(config, "student")
     distilled = []
     for name, strategy in config.strategies.items():
+        live = config.teacher_cache.dtype if config.online(name) else None
         own = {key: f"strategies.{name}.{key}" for key in strategy.overrides()}
-        settings = with_dtype(config.distillation_of(name), card)
+        settings = with_dtype(config.distillation_of(name), device)
         change = remedies("distillation", TRAINING_CHANGES, own)
         distilled.append((seeds, settings, trained(student, teacher, live), change, small))
     tune, cut = remedies("teacher_training", TRAINING_CHANGES), remedies("teacher_cache", CACHE_CHANGES)
@@ -100,17 +98,17 @@ def plan(config: Config, teacher: Shape, student: Shape, card: Card, tokens: dic
         ],
         "measure_fidelity": [(students + 1, evaluation, compared, change, small)],
     }
-    return [entry(config, card, stage, kinds) for stage, kinds in stages.items()]
+    return [entry(config, device, stage, kinds) for stage, kinds in stages.items()]
 
 
-def with_dtype(section, card: Card):
-    """A section of the configuration with the dtype that `auto` is on this card."""
-    return section.model_copy(update={"dtype": card.dtype(section.dtype)})
+def with_dtype(section, device: Device):
+    """A section of the configuration with the dtype that `auto` is on this device."""
+    return section.model_copy(update={"dtype": device.dtype(section.dtype)})
 
 
-def with_dtypes(config: Config, card: Card) -> Config:
+def with_dtypes(config: Config, device: Device) -> Config:
     sections = ("teacher_training", "teacher_cache", "distillation", "evaluation")
-    return config.model_copy(update={name: with_dtype(getattr(config, name), card) for name in sections})
+    return config.model_copy(update={name: with_dtype(getattr(config, name), device) for name in sections})
 
 
 def steps(settings, rows: int) -> int:
@@ -159,59 +157,45 @@ def remedies(section: str, changes, own=()) -> list[tuple[str, str, object]]:
     return [(dict(own).get(field, f"{section}.{field}"), field, value) for field, value in changes]
 
 
-def entry(config: Config, card: Card, stage: str, kinds) -> dict:
-    """One stage. kinds: (jobs, settings, settings -> Load, remedies, model's key) of jobs that are alike."""
+def entry(config: Config, device: Device, stage: str, kinds) -> dict:
+    """One stage. kinds: (jobs, settings, settings -> Need, remedies, model's key) of jobs that are alike."""
     gpus = getattr(config.resources.gpus, stage)
     shards = config.teacher_cache.shards if stage == "cache_teacher" else 1
-    loads = [(jobs, compute(settings)) for jobs, settings, compute, *_ in kinds]
-    number = sum(jobs for jobs, _ in loads)
-    hours = sum(jobs * job_hours(load, gpus, shards) for jobs, load in loads)
-    largest = max(range(len(kinds)), key=lambda index: loads[index][1].device(card, gpus))
-    load, (_, settings, compute, changes, model) = loads[largest][1], kinds[largest]
-    needed = load.device(card, gpus)
-    room = card.memory * devices.GIB
-    disk = sum(jobs * load.disk for jobs, load in loads)
+    taken = [(jobs, compute(settings)) for jobs, settings, compute, *_ in kinds]
+    number = sum(jobs for jobs, _ in taken)
+    hours = sum(jobs * job_hours(need, gpus, shards) for jobs, need in taken)
+    largest = max(range(len(kinds)), key=lambda index: taken[index][1].device(device, gpus))
+    need, (_, settings, compute, changes, model) = taken[largest][1], kinds[largest]
+    needed = need.device(device, gpus)
+    room = device.memory * devices.GIB
+    disk = sum(jobs * need.disk for jobs, need in taken)
     key = None
     if needed > room:
-        key = key_to_change(lambda s: compute(s).device(card, gpus), settings, changes, room)
-        divided = any(load.device(card, count) <= room for count in SEVERAL_GPUS if count > gpus)
+        key = key_to_change(lambda s: compute(s).device(device, gpus), settings, changes, room)
+        divided = any(need.device(device, count) <= room for count in SEVERAL_GPUS if count > gpus)
         key = key or (f"resources.gpus.{stage}" if divided else model)
     return {
         "stage": stage,
         "jobs": number * shards,
         "gpus": gpus,
-        "parameters": load.shape.parameters,
-        "trainable": load.trainable,
-        "flops": round(sum(jobs * load.flops for jobs, load in loads)),
-        "gpu_bytes": 0 if card.on_cpu else round(needed),
-        "host_bytes": round(max(load.host(card, gpus) for _, load in loads)),
+        "parameters": need.shape.parameters,
+        "trainable": need.trainable,
+        "flops": round(sum(jobs * need.flops for jobs, need in taken)),
+        "gpu_bytes": 0 if device.on_cpu else round(needed),
+        "host_bytes": round(max(need.host(device, gpus) for _, need in taken)),
         "disk_bytes": round(disk),
         "hours": hours / number,
-        "hours_longest": max(job_hours(load, gpus, shards) for _, load in loads),
+        "hours_longest": max(job_hours(need, gpus, shards) for _, need in taken),
         "hours_total": hours * shards,
-        "gpu_hours": hours * shards * gpus * (not card.on_cpu),
+        "gpu_hours": hours * shards * gpus * (not device.on_cpu),
         "too_large": key,
     }
 
 
-def job_hours(load: Load, gpus: int, shards: int) -> float:
+def job_hours(need: Need, gpus: int, shards: int) -> float:
     """From its start to its manifest, the computing shared out evenly where several GPUs work at a time."""
-    working = shards * (1 if load.spread else gpus)
-    return (devices.START_SECONDS + load.weights / devices.DISK_RATE + load.seconds / working) / 3600
-
-
-def job_needs(entry: dict) -> dict[str, int]:
-    """What to ask a scheduler for, for any job of a stage: more than is expected, less than no limit.
-
-    entry: of `plan`. mem_mb and gpu_mib in MiB (what SLURM and nvidia-smi call MB and MiB), runtime in
-    minutes. Two processes of Snakemake's come with each job of a cluster.
-    """
-    mib = {key: entry[key] / 2**20 for key in ("host_bytes", "gpu_bytes")}
-    return {
-        "mem_mb": ceil(SPARE_MEMORY * mib["host_bytes"] + 2 * SNAKEMAKE_MIB),
-        "gpu_mib": ceil(mib["gpu_bytes"]),
-        "runtime": ceil(SPARE_MINUTES + SPARE_TIME * 60 * entry["hours_longest"]),
-    }
+    working = shards * (1 if need.spread else gpus)
+    return (devices.START_SECONDS + need.weights / devices.DISK_RATE + need.seconds / working) / 3600
 
 
 def key_to_change(needed, settings, changes, room: float) -> str | None:

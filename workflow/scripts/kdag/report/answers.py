@@ -5,8 +5,9 @@ compared with, and the teacher if fine-tuning lowered its score. These are warni
 stands by itself, outside the family whose tests the verdict corrects.
 """
 
+from kdag.config.roster import TEACHER, TEACHER_UNTRAINED, spoken
 from kdag.report import stats
-from kdag.report.comparisons import PRIMARY, verdicts
+from kdag.report.measures import Items
 
 MORE, LEVEL = 0.10, 0.05  # named: a share so much larger, and so unlikely by chance
 KINDS = {"cut_off": ("is cut off", "are cut off"), "repeated": ("repeats itself", "repeat themselves")}
@@ -18,21 +19,32 @@ STUDENTS = (
     "Look at: more steps (`distillation.epochs`, `data.train_rows`), a lower `distillation.learning_rate`, "
     "and for a student cut from its teacher fewer layers cut (`student.derive.keep_layers`)."
 )
-TEACHER = "Look at: a lower `teacher_training.learning_rate`, fewer `teacher_training.epochs`."
+OF_TEACHER = "Look at: a lower `teacher_training.learning_rate`, fewer `teacher_training.epochs`."
 LISTED = 4  # so many shares are listed; of more, the smallest and the largest
 
 
-def notes(rows: list[dict], scores: dict[str, dict], *, draws: int = 10_000, seed: int = 0) -> list[str]:
-    """The paragraphs, in Markdown; none where nothing is wrong. rows: all of `stages.table_rows`."""
+def notes(
+    rows: list[dict],
+    scores: dict[str, dict],
+    primary: str,
+    items: dict[str, Items],
+    *,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> list[str]:
+    """The paragraphs, in Markdown; none where nothing is wrong.
+
+    rows: all of `roster.table_rows`; items: {model id: Items} of the tested metric, `primary`.
+    """
     by_model = {row["model"]: row for row in rows}
     students = [row for row in rows if row["role"] == "student"]
-    teacher, untrained = by_model["teacher"], by_model["teacher-untrained"]
+    teacher, untrained = by_model[TEACHER], by_model[TEACHER_UNTRAINED]
     worse = {kind: worse_than(students, teacher, scores, kind) for kind in KINDS}
     worse_teacher = {kind: worse_than([teacher], untrained, scores, kind) for kind in KINDS}
     named = {kind: worse[kind] + worse_teacher[kind] for kind in KINDS}
     found = [
         of_students(worse, teacher, scores),
-        of_teacher(worse_teacher, untrained, scores, lowered(scores, draws, seed)),
+        of_teacher(worse_teacher, untrained, scores, lowered(primary, items, draws, seed)),
         mostly(rows, scores, named),
     ]
     return [text for text in found if text]
@@ -55,7 +67,7 @@ def of_teacher(worse: dict[str, list[dict]], untrained: dict, scores: dict[str, 
     rule = [RULE] if said else []
     if lower:
         said.append(lower)
-    return " ".join([*said, "The students learn from it.", TEACHER, *rule]) if said else ""
+    return " ".join([*said, "The students learn from it.", OF_TEACHER, *rule]) if said else ""
 
 
 def worse_than(rows: list[dict], baseline: dict, scores: dict[str, dict], kind: str) -> list[dict]:
@@ -88,17 +100,17 @@ def sentence(found: list[dict], kind: str, scores: dict[str, dict], baseline: di
     return text[0].upper() + text[1:]
 
 
-def lowered(scores: dict[str, dict], draws: int, seed: int) -> str:
+def lowered(primary: str, items: dict[str, Items], draws: int, seed: int) -> str:
     """That the fine-tuned teacher scores lower than the untrained one, if it does, and whether by chance."""
-    own, prompts = verdicts(scores["teacher"], PRIMARY)
-    base, _ = verdicts(scores["teacher-untrained"], PRIMARY)
+    own, prompts = items[TEACHER]
+    base, _ = items[TEACHER_UNTRAINED]
     if own.mean() >= base.mean():
         return ""
     found = stats.paired_bootstrap(own, base, prompts, draws, seed)
     p = stats.mcnemar_exact(int((own > base).sum()), int((own < base).sum()))
     return (
         f"The fine-tuned teacher scores lower than the untrained one: {own.mean():.4f} and {base.mean():.4f} "
-        f"(`{PRIMARY}`), {100 * found.difference:.1f} points (95 % interval {100 * found.low:.1f} to "
+        f"(`{primary}`), {100 * found.difference:.1f} points (95 % interval {100 * found.low:.1f} to "
         f"{100 * found.high:.1f}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'} by McNemar's exact test, not "
         f"adjusted){', which may be chance' if p > LEVEL else ''}."
     )
@@ -124,7 +136,7 @@ def mostly(rows: list[dict], scores: dict[str, dict], named: dict[str, list[dict
 def name(row: dict) -> str:
     """`fkl`, with its seed where there are several; the teacher."""
     if row["role"] != "student":
-        return {"teacher": "the teacher", "teacher-untrained": "the untrained teacher"}[row["model"]]
+        return spoken(row["model"])
     return f"`{row['strategy']}`{row['label'].removeprefix('student - ' + row['strategy'])}"
 
 

@@ -1,7 +1,8 @@
 """Which models differ: every pair of the declared family, tested on the same prompts.
 
-`rows` are `config.table_rows`, `scores` is {model id: scores.json}; nothing here reads a file. Accuracies
-are fractions as in the table; differences are in points, 100 x (accuracy of a - accuracy of b).
+`rows` are `roster.table_rows`, `measures` is {metric: {model id: Items}} of measures.py; nothing here reads a
+file or knows a task. Accuracies are fractions as in the table; differences are in points, 100 x (accuracy of
+a - accuracy of b).
 """
 
 import math
@@ -9,14 +10,11 @@ import math
 import numpy as np
 import pandas as pd
 
+from kdag.config.roster import FAMILY, OPPONENTS, SFT
 from kdag.job.errors import UserError
 from kdag.report import stats
+from kdag.report.measures import Items
 
-METRICS = [f"{level}_level_{mode}_accuracy" for mode in ("strict", "loose") for level in ("prompt", "inst")]
-PRIMARY = "prompt_level_strict_accuracy"
-# What `statistics.family` may name, and the row that each trained student then meets.
-BASELINES = {"untrained": "student-untrained", "sft": "sft", "teacher": "teacher"}
-FAMILY = (*BASELINES, "strategies")
 POWER = 0.8  # of what is called detectable
 
 
@@ -37,43 +35,23 @@ def pairs(rows: list[dict], family: list[str]) -> list[tuple[str, str, str]]:
     if unknown := [name for name in family if name not in FAMILY]:
         raise UserError(f"statistics.family: no {', '.join(unknown)}; known are {', '.join(FAMILY)}")
     students = list(dict.fromkeys(row["strategy"] for row in rows if row["role"] == "student"))
-    strategies = [name for name in students if name != "sft"]
+    strategies = [name for name in students if name != SFT]
     found = []
     for member in dict.fromkeys(family):
         if member == "strategies":
             found += [(member, a, b) for i, a in enumerate(strategies) for b in strategies[i + 1 :]]
             continue
-        baseline = BASELINES[member]
+        baseline = OPPONENTS[member]
         if baseline not in groups(rows):
             raise UserError(f"statistics.family: {member} needs the row {baseline}, which is missing")
-        found += [(member, a, baseline) for a in (strategies if member == "sft" else students)]
+        found += [(member, a, baseline) for a in (strategies if baseline == SFT else students)]
     return found
 
 
-def verdicts(scores: dict, metric: str) -> tuple[np.ndarray, np.ndarray]:
-    """(0/1 per item, number of its prompt) of one model; an item is a prompt or an instruction."""
-    level, _, mode, _ = metric.split("_")
-    lists = [prompt[mode] for prompt in scores["prompts"]]
-    if level == "prompt":
-        return np.array([all(each) for each in lists], dtype=float), np.arange(len(lists))
-    sizes = [len(each) for each in lists]
-    return np.array([v for each in lists for v in each], dtype=float), np.repeat(np.arange(len(lists)), sizes)
-
-
-def check_same_prompts(rows: list[dict], scores: dict[str, dict]) -> None:
-    """UserError unless all rows answered the same prompts, in one order: pairs are made by position."""
-    asked = {
-        row["model"]: [(p["key"], len(p["strict"])) for p in scores[row["model"]]["prompts"]] for row in rows
-    }
-    first = rows[0]["model"]
-    if other := [model for model in asked if asked[model] != asked[first]]:
-        raise UserError(f"{', '.join(other)}: scored on other prompts than {first}; nothing can be paired")
-
-
-def _stacked(group: dict, seeds: list, scores: dict, metric: str) -> np.ndarray:
+def _stacked(group: dict, seeds: list, items: dict[str, Items]) -> np.ndarray:
     """[seeds, items], or [1, items] of a baseline."""
     models = [group[None]] if None in group else [group[seed] for seed in seeds]
-    return np.stack([verdicts(scores[model], metric)[0] for model in models])
+    return np.stack([items[model].values for model in models])
 
 
 # --- every pair -----------------------------------------------------------------------------------
@@ -81,9 +59,10 @@ def _stacked(group: dict, seeds: list, scores: dict, metric: str) -> np.ndarray:
 
 def compare(
     rows: list[dict],
-    scores: dict[str, dict],
+    measures: dict[str, dict[str, Items]],
     family: list[str],
     *,
+    primary: str,
     draws: int = 10_000,
     seed: int = 0,
     alpha: float = 0.05,
@@ -97,21 +76,21 @@ def compare(
     only_a and only_b count the items that one alone got right, summed over seeds.
 
     p, p_holm (over all pairs of the family) and detectable (points, this test alone; _family: at Holm's
-    strictest step, alpha / pairs) stand at PRIMARY alone. The other metrics describe: an interval and no
-    p, so that nobody can pick the smallest.
+    strictest step, alpha / pairs) stand at the metric `primary` alone. The other metrics describe: an
+    interval and no p, so that nobody can pick the smallest.
     """
-    check_same_prompts(rows, scores)
     declared = pairs(rows, family)
     alphas = {"detectable": alpha, "detectable_family": alpha / max(1, len(declared))}
     known = groups(rows)
+    levels = {primary: alphas, **{metric: None for metric in measures if metric != primary}}
     found = [
         {"family": member, "a": a, "b": b, "metric": metric}
-        | _compare_pair(known[a], known[b], scores, metric, draws, seed, alphas)
-        for metric in (PRIMARY, *(m for m in METRICS if m != PRIMARY))
+        | _compare_pair(known[a], known[b], measures[metric], draws, seed, level)
+        for metric, level in levels.items()
         for member, a, b in declared
     ]
     table = pd.DataFrame(found, columns=COLUMNS)
-    tested = table["metric"] == PRIMARY
+    tested = table["metric"] == primary
     table.loc[tested, "p_holm"] = stats.holm(table.loc[tested, "p"].astype(float))
     return table
 
@@ -123,13 +102,14 @@ COLUMNS = [
 ]
 
 
-def _compare_pair(group_a, group_b, scores, metric, draws, seed, alphas) -> dict:
+def _compare_pair(group_a, group_b, items, draws, seed, alphas) -> dict:
+    """alphas: {column: level} of a metric that is tested; None for one that only describes."""
     seeds = sorted((group_a.keys() | group_b.keys()) - {None})
     for group in (group_a, group_b):
         if None not in group and sorted(group) != seeds:
             raise UserError(f"{', '.join(group.values())}: not trained with all of the seeds {seeds}")
-    a, b = (_stacked(group, seeds, scores, metric) for group in (group_a, group_b))
-    clusters = verdicts(scores[next(iter(group_a.values()))], metric)[1]
+    a, b = (_stacked(group, seeds, items) for group in (group_a, group_b))
+    clusters = items[next(iter(group_a.values()))].documents
     by_seed = 100 * (a - b).mean(axis=1)
     only_a, only_b = int((a > b).sum()), int((a < b).sum())
     if len(seeds) < 2:
@@ -154,7 +134,7 @@ def _compare_pair(group_a, group_b, scores, metric, draws, seed, alphas) -> dict
         "difference_sd": by_seed.std(ddof=1) if len(seeds) > 1 else math.nan,
         "by_seed": ", ".join(f"{s}: {d:+.2f}" for s, d in zip(seeds, by_seed, strict=True)),
     }
-    if metric != PRIMARY:
+    if alphas is None:
         return result
     for name, alpha in alphas.items():
         discordance = (only_a + only_b) / (len(seeds) * len(clusters))
@@ -171,30 +151,29 @@ def _compare_pair(group_a, group_b, scores, metric, draws, seed, alphas) -> dict
 
 
 def intervals(
-    rows: list[dict], scores: dict[str, dict], *, draws: int = 10_000, seed: int = 0
+    rows: list[dict], measures: dict[str, dict[str, Items]], *, draws: int = 10_000, seed: int = 0
 ) -> pd.DataFrame:
-    """The 95 % interval of every cell: Wilson where items are prompts, else resampled by prompt.
+    """The 95 % interval of every cell: Wilson where an item is a document, else resampled by document.
 
-    Where all instructions or none were followed no resample differs: then Wilson's over the prompts.
+    Where all items or none were right no resample differs: then Wilson's over the documents.
     """
     found = []
     for row in rows:
-        for metric in METRICS:
-            values, clusters = verdicts(scores[row["model"]], metric)
-            correct, n = int(values.sum()), len(values)
-            if metric.startswith("prompt"):
+        for metric, items in measures.items():
+            values, documents = items[row["model"]]
+            correct, n, prompts = int(values.sum()), len(values), len(set(documents))
+            if n == prompts:
                 low, high = stats.wilson(correct, n)
             elif correct in (0, n):
-                prompts = len(set(clusters))
                 low, high = stats.wilson(prompts if correct else 0, prompts)
             else:
-                low, high = stats.bootstrap_interval(values, clusters, draws, seed)
+                low, high = stats.bootstrap_interval(values, documents, draws, seed)
             cell = {"accuracy": correct / n, "low": low, "high": high, "correct": correct, "n": n}
             found.append({"model": row["model"], "metric": metric} | cell)
     return pd.DataFrame(found)
 
 
-def over_seeds(rows: list[dict], scores: dict[str, dict]) -> pd.DataFrame:
+def over_seeds(rows: list[dict], measures: dict[str, dict[str, Items]]) -> pd.DataFrame:
     """What the seeds of a strategy say, per metric: mean, standard deviation, lowest, highest, each.
 
     The standard deviation is between seeds, on the same prompts; empty where one seed was run.
@@ -203,8 +182,8 @@ def over_seeds(rows: list[dict], scores: dict[str, dict]) -> pd.DataFrame:
     for name, group in groups(rows).items():
         if None in group:
             continue
-        for metric in METRICS:
-            each = {seed: verdicts(scores[group[seed]], metric)[0].mean() for seed in sorted(group)}
+        for metric, items in measures.items():
+            each = {seed: items[group[seed]].values.mean() for seed in sorted(group)}
             values = list(each.values())
             found.append(
                 {

@@ -1,20 +1,22 @@
 """The README of a trained model: what it was made from and how, what it scored, and what nobody checked.
 
-`card` is a pure function of what the run wrote down, `of_model` reads that. A model or file of this machine
-is named without its folder.
+`card` fills in the template with what the run wrote down, `of_model` reads that. A model or file of this
+machine is named without its folder.
 """
 
 import json
 from pathlib import Path
 
 import pandas as pd
+from huggingface_hub import ModelCard, ModelCardData
 
-from kdag.config.roster import home_of, table_rows
+from kdag.config.roster import TEACHER, home_of, neighbours, table_rows
 from kdag.config.stages import canonical, shown, stage_params
 from kdag.files.reading import read_json
 from kdag.files.seals import read_sealed
+from kdag.report import measures
 
-LEVELS = ("strict", "loose")
+TEMPLATE = Path(__file__).parents[3] / "report" / "model_card.md.j2"
 REPOSITORY = "<this repository>"
 SHOWN = ("forward_kl", "reverse_kl", "top1_agreement", "nll")
 
@@ -32,20 +34,18 @@ def source_link(source: dict, revision: str | None, kind: str = "") -> str:
     return f"[{source['id']}](https://huggingface.co/{kind}{source['id']}){at}"
 
 
-def front_matter(config: dict, licence: str | None) -> str:
-    """The YAML that the hub reads; values as JSON, which YAML reads too, so that nothing breaks out of it."""
-    fields = {"library_name": "transformers", "pipeline_tag": "text-generation"}
-    fields["tags"] = ["knowledge-distillation", "kdag"]
+def card_data(config: dict, licence: str | None) -> ModelCardData:
+    """What the hub reads of the card."""
     student, data = config["student"], config["data"]
     origin = config["teacher"] if student.get("derive") else student
-    if origin.get("id"):
-        fields["base_model"] = origin["id"]
-    if data.get("id"):
-        fields["datasets"] = [data["id"]]
-    if licence:
-        fields["license"] = licence
-    lines = [f"{key}: {json.dumps(value)}" for key, value in fields.items()]
-    return "\n".join(["---", *lines, "---"])
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["knowledge-distillation", "kdag"],
+        base_model=origin.get("id"),
+        datasets=[data["id"]] if data.get("id") else None,
+        license=licence,
+    )
 
 
 def cell(value: float, found: dict | None) -> str:
@@ -55,15 +55,17 @@ def cell(value: float, found: dict | None) -> str:
     return f"{100 * value:.1f} %{interval}"
 
 
-def scores_table(scores: dict[str, dict], intervals: dict[tuple[str, str], dict], labels: dict) -> str:
-    """IFEval of this model beside the rows that say what it is worth; scores: {model id: scores.json}."""
-    metrics = [f"{unit}_level_{level}_accuracy" for level in LEVELS for unit in ("prompt", "inst")]
-    lines = ["| model | " + " | ".join(m.removesuffix("_accuracy").replace("_", " ") for m in metrics) + " |"]
-    lines.append("|:--|" + "--:|" * len(metrics))
-    for model, found in scores.items():
-        cells = [cell(found[metric], intervals.get((model, metric))) for metric in metrics]
-        lines.append(f"| {labels[model]} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def score_rows(scores: dict[str, dict], intervals: dict[tuple[str, str], dict], labels: dict) -> list[dict]:
+    """This model's accuracies, then those of the rows that say what they are worth; as text."""
+    return [
+        {
+            "label": labels[model],
+            "cells": [
+                cell(entry["value"], intervals.get((model, entry["metric"]))) for entry in found["metrics"]
+            ],
+        }
+        for model, found in scores.items()
+    ]
 
 
 def measured(scores: dict) -> str:
@@ -75,16 +77,11 @@ def measured(scores: dict) -> str:
     return ", ".join(how)
 
 
-def hyperparameters(params: dict) -> str:
-    rows = [f"| `{key}` | {value} |" for key, value in sorted(params.items()) if value not in (None, {})]
-    return "\n".join(["| key | value |", "|:--|:--|", *rows])
-
-
 def made_by(model: str, manifest: dict) -> str:
     """One sentence: how the weights came to be."""
     params = manifest["params"]
     if manifest["stage"] != "distill":
-        taught = "the teacher of a distillation" if model == "teacher" else "the baseline without a teacher"
+        taught = "the teacher of a distillation" if model == TEACHER else "the baseline without a teacher"
         return f"Fine-tuned on the answers alone: {taught}."
     own = ", ".join(f"{key} {value:g}" for key, value in params["divergence_params"].items())
     loss = f"T² D, T = {params['temperature']:g}"
@@ -101,21 +98,11 @@ def origins(model: str, config: dict, train: dict, revisions: dict) -> list[str]
     start = start or f"{student['derive']['keep_layers']} evenly spaced layers of the untrained teacher"
     fetched = source_link(config["data"], revisions["data"], "datasets/")
     lines = [
-        f"- teacher: {source_link(config['teacher'], revisions['teacher'])}, fine-tuned on the same rows",
-        f"- student's start: {start}",
-        f"- data: {fetched}, {train['rows']} rows with {train['answer_tokens']} answer tokens",
+        f"teacher: {source_link(config['teacher'], revisions['teacher'])}, fine-tuned on the same rows",
+        f"student's start: {start}",
+        f"data: {fetched}, {train['rows']} rows with {train['answer_tokens']} answer tokens",
     ]
-    return lines[::2] if model == "teacher" else lines
-
-
-def use(place: str, adapter: bool) -> str:
-    """How to load what lies at `place`: a folder or a name on a hub."""
-    loaded = f'AutoModelForCausalLM.from_pretrained("{place}", dtype="auto")'
-    lines = ["import peft, transformers, vllm  # what you need of them", ""]
-    lines += [f"model = transformers.{loaded}", f'llm = vllm.LLM("{place}")']
-    if adapter:
-        lines.insert(3, f'model = peft.AutoPeftModelForCausalLM.from_pretrained("{place}/adapter")')
-    return "\n".join(["```python", *lines, "```"])
+    return lines[::2] if model == TEACHER else lines
 
 
 def card(
@@ -128,42 +115,27 @@ def card(
     intervals: {(model id, metric): a line of intervals.csv}; fidelity: fidelity.json or None; place: where
     the weights are.
     """
-    parts = [
-        front_matter(config, licence),
-        f"# {config['experiment']}: {model}",
-        made_by(model, manifest),
-        "## Made from",
-        "\n".join(origins(model, config, data["report"]["train"], revisions)),
-        "## Scores",
-    ]
-    if scores:
-        here = next(iter(scores.values()))
-        parts += [
-            f"IFEval: {measured(here)}. In brackets 95 % intervals. A difference between two rows is not "
-            "thereby a finding; the experiment's report has the paired tests.",
-            scores_table(scores, intervals, labels),
-        ]
-    else:
-        parts.append("Not evaluated yet.")
-    if fidelity:
-        found = ", ".join(f"{key.replace('_', ' ')} {fidelity[key]:.4f}" for key in SHOWN if key in fidelity)
-        parts.append(
-            f"To the fine-tuned teacher, per answer token of {fidelity['rows']} held-out rows: {found}."
-        )
-    resolved = json.dumps(without_folders(config), indent=1, ensure_ascii=False)
-    parts += [
-        "## Use",
-        use(place, manifest["params"].get("tuning") == "lora" and place != REPOSITORY),
-        "## Training",
-        hyperparameters(manifest["params"]),
-        "Versions: " + ", ".join(f"{k} {v}" for k, v in manifest["versions"].items()) + ".",
-        f"<details><summary>Configuration</summary>\n\n```json\n{resolved}\n```\n\n</details>",
-        "## Licence and limits",
-        "The licences of the student's start, of the teacher and of the data bind these weights too; read "
-        "them before use. The model was measured on the scores above and on nothing else: not on safety, "
-        "not on facts, not on other languages.",
-    ]
-    return "\n\n".join(parts) + "\n"
+    first = next(iter(scores.values()), None)
+    params = manifest["params"]
+    made = ModelCard.from_template(
+        card_data(config, licence),
+        template_path=str(TEMPLATE),
+        experiment=config["experiment"],
+        model=model,
+        made_by=made_by(model, manifest),
+        origins=origins(model, config, data["report"]["train"], revisions),
+        rows=score_rows(scores, intervals, labels),
+        metrics=measures.names(first) if first else [],
+        measured=measured(first) if first else "",
+        fidelity=fidelity,
+        shown=SHOWN,
+        place=place,
+        adapter=params.get("tuning") == "lora" and place != REPOSITORY,
+        params=[(key, value) for key, value in sorted(params.items()) if value not in (None, {})],
+        versions=manifest["versions"].items(),
+        configuration=json.dumps(without_folders(config), indent=1, ensure_ascii=False),
+    )
+    return f"{made}\n"
 
 
 def without_folders(value):
@@ -193,7 +165,7 @@ def of_model(config, results: Path, model: str, *, licence=None, place: str = RE
             "student": student,
             "data": revision(stage_params(config, "fetch_dataset"), "datasets"),
         },
-        scores=found_scores(results, model),
+        scores=found_scores(results, [model, *neighbours(config, model)]),
         intervals=found_intervals(results / "report" / "intervals.csv"),
         labels={row["model"]: row["label"] for row in table_rows(config)},
         fidelity=read_sealed(fidelity) if fidelity.is_file() else None,
@@ -211,12 +183,10 @@ def revision(source: dict, kind: str) -> str | None:
     return None
 
 
-def found_scores(results: Path, model: str) -> dict[str, dict]:
-    """This model's scores first, then those of the rows to compare it with; nothing while it has none."""
-    others = ["student-untrained", f"sft-seed{model.rsplit('-seed', 1)[-1]}", "teacher"]
-    shown = dict.fromkeys([model, *(others if model != "teacher" else ["teacher-untrained"])])
-    files = {name: results / "eval" / name / "scores.json" for name in shown}
-    if not files[model].is_file():
+def found_scores(results: Path, models: list[str]) -> dict[str, dict]:
+    """The scores of those that have any; nothing while the first, whose card it is, has none."""
+    files = {name: results / "eval" / name / "scores.json" for name in models}
+    if not files[models[0]].is_file():
         return {}
     return {name: read_sealed(file) for name, file in files.items() if file.is_file()}
 

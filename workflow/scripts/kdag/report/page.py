@@ -5,8 +5,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
-from kdag.report import figures
-from kdag.report.comparisons import METRICS, PRIMARY
+from kdag.report import figures, measures
 from kdag.report.table import further
 
 SHOWN_PROMPTS = 16
@@ -79,36 +78,46 @@ def blocks(markdown: str) -> list[dict]:
 
 
 def render(
-    template: Path, *, rows, cells, scores, samples, fidelity, logs, comparisons, tasks, notes, **values
+    template: Path,
+    *,
+    rows,
+    cells,
+    scores,
+    samples,
+    fidelity,
+    logs,
+    comparisons,
+    tasks,
+    notes,
+    primary,
+    **values,
 ) -> str:
     """The page. cells: comparisons.intervals; logs: {label: training log}; comparisons: its data frame;
-    notes: of `answers.notes`."""
-    primary = cells[cells["metric"] == PRIMARY].set_index("model")
+    notes: of `answers.notes`; primary: the tested metric."""
+    main = cells[cells["metric"] == primary].set_index("model")
+    metrics = measures.names(scores[rows[0]["model"]])
+    tested = primary.replace("_accuracy", "").replace("_", " ")
     order = [row["model"] for row in rows]
     labels = {row["model"]: row["label"] for row in rows}
     by_model = {
         model: {
             metric: cells[(cells["model"] == model) & (cells["metric"] == metric)].iloc[0].to_dict()
-            for metric in METRICS
+            for metric in metrics
         }
         for model in order
     }
     plots = {
         "forest": figures.forest(
             [labels[m] for m in order],
-            *(primary.loc[order, column].tolist() for column in ("accuracy", "low", "high")),
-            "prompt-level strict accuracy, 95 % interval",
+            *(main.loc[order, column].tolist() for column in ("accuracy", "low", "high")),
+            f"{tested}, 95 % interval",
         ),
         "ce": figures.curves(logs, "ce", "cross-entropy, nats per token"),
         "divergence": figures.curves(logs, "divergence", "divergence, nats per token"),
         "fidelity": figures.scatter(
-            {
-                labels[m]: (fidelity[m]["forward_kl"], primary.loc[m, "accuracy"])
-                for m in order
-                if m in fidelity
-            },
+            {labels[m]: (fidelity[m]["forward_kl"], main.loc[m, "accuracy"]) for m in order if m in fidelity},
             "held-out forward KL to the teacher, nats",
-            "prompt-level strict accuracy",
+            tested,
         ),
     }
     environment = jinja2.Environment(
@@ -116,7 +125,8 @@ def render(
     )
     return environment.get_template(template.name).render(
         rows=rows,
-        metrics=METRICS,
+        metrics=metrics,
+        tested=tested,
         cells=by_model,
         plots=plots,
         heat=heat_map(rows, scores),
@@ -125,7 +135,7 @@ def render(
         labels=labels,
         further=further(rows, tasks, dict),
         answers={model: scores[model]["answers"] for model in order},
-        comparisons=comparisons[comparisons["metric"] == PRIMARY].to_dict("records"),
+        comparisons=comparisons[comparisons["metric"] == primary].to_dict("records"),
         first=scores[order[0]],
         notes=[note.replace("`", "") for note in notes],
         **values,

@@ -2,8 +2,9 @@
 
 import pandas as pd
 
+from kdag.config.roster import STUDENT_UNTRAINED
 from kdag.job.errors import UserError
-from kdag.report.comparisons import METRICS
+from kdag.report import measures
 
 
 def refuse_mixture(rows: list[dict], scores: dict[str, dict], how=None) -> None:
@@ -31,11 +32,11 @@ def measured_how(scores: dict) -> dict:
 
 
 def accuracy_table(rows: list[dict], scores: dict[str, dict]) -> pd.DataFrame:
-    """One row per model: label, the four accuracies, how many prompts and instructions they are out of."""
+    """One row per model: label, its accuracies, how many prompts and instructions they are out of."""
     return pd.DataFrame(
         {
             "model": row["label"],
-            **{metric: scores[row["model"]][metric] for metric in METRICS},
+            **{entry["metric"]: entry["value"] for entry in scores[row["model"]]["metrics"]},
             **{count: scores[row["model"]][count] for count in ("n_prompts", "n_instructions")},
         }
         for row in rows
@@ -51,20 +52,18 @@ def task_table(rows: list[dict], tasks: dict[str, dict[str, dict]]) -> pd.DataFr
     for scores in tasks.values():
         refuse_mixture(rows, scores, how=lambda scores: scores["measured"])
         for row in rows:
-            measured = scores[row["model"]]["measured"]
-            for name, metrics in scores[row["model"]]["metrics"].items():
-                for metric, cell in metrics.items():
-                    reach = None if cell["stderr"] is None else 1.96 * cell["stderr"]
-                    found.append(
-                        {
-                            "model": row["model"],
-                            "metric": f"{name}_{metric}",
-                            "value": cell["value"],
-                            "low": None if reach is None else cell["value"] - reach,
-                            "high": None if reach is None else cell["value"] + reach,
-                            "n": measured["n"].get(name, sum(measured["n"].values())),
-                        }
-                    )
+            for entry in scores[row["model"]]["metrics"]:
+                reach = None if entry["stderr"] is None else 1.96 * entry["stderr"]
+                found.append(
+                    {
+                        "model": row["model"],
+                        "metric": entry["metric"],
+                        "value": entry["value"],
+                        "low": None if reach is None else entry["value"] - reach,
+                        "high": None if reach is None else entry["value"] + reach,
+                        "n": entry["n"],
+                    }
+                )
     return pd.DataFrame(found, columns=["model", "metric", "value", "low", "high", "n"])
 
 
@@ -78,7 +77,7 @@ def fidelity_table(rows: list[dict], fidelity: dict[str, dict]) -> pd.DataFrame:
     """One row per student: means per held-out answer token; the ratio is to the untrained student."""
     measured = [row for row in rows if row["model"] in fidelity]
     refuse_mixture(measured, fidelity, how=lambda measures: {"dtype": measures.get("dtype")})
-    untrained = fidelity["student-untrained"]["forward_kl"]
+    untrained = fidelity[STUDENT_UNTRAINED]["forward_kl"]
     return pd.DataFrame(
         {
             "model": row["label"],
@@ -95,22 +94,20 @@ def best(rows: list[dict], table: pd.DataFrame, metric: str) -> set[int]:
     return {i for i in students if table[metric][i] == table.loc[students, metric].max()}
 
 
-def bold(rows, table: pd.DataFrame, mark: str) -> pd.DataFrame:
-    """The accuracies as text, the best trained student of a column set in `mark`; other tasks' unmarked."""
+def bold(rows, table: pd.DataFrame, marked: list[str], mark: str) -> pd.DataFrame:
+    """The accuracies as text, the best trained student of a `marked` column set in `mark`."""
     cells = table.drop(columns=["n_prompts", "n_instructions"]).astype(object)
-    for metric in cells.columns[1 + len(METRICS) :]:
-        cells[metric] = [f"{value:.4f}" for value in cells[metric]]
-    for metric in METRICS:
-        top = best(rows, table, metric)
+    for metric in cells.columns[1:]:
+        top = best(rows, table, metric) if metric in marked else ()
         cells[metric] = [
             mark.format(f"{v:.4f}") if i in top else f"{v:.4f}" for i, v in enumerate(table[metric])
         ]
     return cells
 
 
-def latex(rows, table: pd.DataFrame) -> str:
+def latex(rows, table: pd.DataFrame, marked: list[str]) -> str:
     """The table for a paper; needs no package but the standard ones."""
-    cells = bold(rows, table, r"\textbf{{{}}}")
+    cells = bold(rows, table, marked, r"\textbf{{{}}}")
     cells.columns = [name.removesuffix("_accuracy").replace("_", " ") for name in cells.columns]
     lines = [" & ".join(cells.columns) + r" \\", r"\hline"]
     lines += [" & ".join(row) + r" \\" for row in cells.astype(str).itertuples(index=False)]
@@ -122,16 +119,16 @@ def interval_text(cell: dict) -> str:
     return "–" if pd.isna(cell["low"]) else f"{cell['low']:.4f} to {cell['high']:.4f}"
 
 
-def interval_table(rows: list[dict], cells: pd.DataFrame) -> pd.DataFrame:
+def interval_table(rows: list[dict], cells: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
     """The 95 % interval of every cell of the table, as text."""
     text = {(cell["model"], cell["metric"]): interval_text(cell) for cell in cells.to_dict("records")}
     return pd.DataFrame(
-        {"model": row["label"], **{metric: text[row["model"], metric] for metric in METRICS}} for row in rows
+        {"model": row["label"], **{metric: text[row["model"], metric] for metric in metrics}} for row in rows
     )
 
 
-def task_words(tasks: dict[str, dict], first: str) -> str:
-    """What a reader must know of the further columns."""
+def task_words(tasks: dict[str, dict], first: str, tested: str | None) -> str:
+    """What a reader must know of the further columns. tested: the one of them that is, if any."""
     lines = []
     for name, scores in tasks.items():
         measured = scores[first]["measured"]
@@ -142,23 +139,26 @@ def task_words(tasks: dict[str, dict], first: str) -> str:
             f"{'chat template' if measured['chat_template'] else 'no chat template'}"
         )
     return (
-        "Further columns are lm-eval's metrics; they describe and are not tested. Their 95 % intervals: 1.96 "
+        f"Further columns are lm-eval's metrics; {f'`{tested}` is tested, the others' if tested else 'they'} "
+        "describe and are not tested. Their 95 % intervals: 1.96 "
         f"standard errors. {'; '.join(lines)}."
     )
 
 
 def markdown(
-    rows, table, cells, spread, closeness, words: str, scores, tasks, further_tasks, notes: list[str]
+    rows, table, cells, spread, closeness, words: str, scores, tasks, further_tasks, notes: list[str], primary
 ) -> str:
     """table.md: the table, its intervals, the verdict, the fidelity, and what a reader must know.
 
-    notes: of `answers.notes`.
+    notes: of `answers.notes`; primary: the tested metric.
     """
     first = scores[rows[0]["model"]]
+    columns = measures.names(first)
+    other = None if primary in columns else primary
     generation = first.get("generation") or {}
     shown = ["forward_kl", "forward_kl_ratio", "reverse_kl", "total_variation", "top1_agreement"]
     parts = [
-        bold(rows, table, "**{}**").to_markdown(index=False, disable_numparse=True),
+        bold(rows, table, columns, "**{}**").to_markdown(index=False, disable_numparse=True),
         f"{first['n_prompts']} prompts, {first['n_instructions']} instructions, the same for every row, "
         f"answered greedily with at most {generation.get('max_new_tokens')} tokens in "
         f"{generation.get('dtype')}. Bold: the best trained student of a column, "
@@ -166,16 +166,16 @@ def markdown(
         *notes,
         "95 % intervals: Wilson for prompts; bootstrap over prompts for instructions, which share a prompt "
         "(Wilson over prompts where all or none were followed).",
-        interval_table(rows, cells)
+        interval_table(rows, cells, columns)
         .assign(**further(rows, tasks, interval_text))
         .to_markdown(index=False, disable_numparse=True),
-        *([task_words(further_tasks, rows[0]["model"])] if further_tasks else []),
+        *([task_words(further_tasks, rows[0]["model"], other)] if further_tasks else []),
         words.strip(),
     ]
     if spread["seeds"].max() > 1:
-        seeds = spread[spread["metric"] == METRICS[0]].drop(columns=["metric", "seeds"])
+        seeds = spread[spread["metric"] == primary].drop(columns=["metric", "seeds"])
         parts += [
-            f"Over training seeds, {METRICS[0]}; sd is between seeds, on the same prompts.",
+            f"Over training seeds, {primary}; sd is between seeds, on the same prompts.",
             seeds.to_markdown(index=False, floatfmt=".4f"),
         ]
     parts += [

@@ -5,12 +5,7 @@ import re
 
 import pandas as pd
 
-from kdag.report.comparisons import BASELINES, PRIMARY
-
-NAMES = {
-    BASELINES["untrained"]: "the untrained student",
-    BASELINES["teacher"]: "the teacher",
-}
+from kdag.config.roster import SFT, spoken
 
 
 def verdict(comparisons: pd.DataFrame, alpha: float = 0.05) -> str:
@@ -19,7 +14,7 @@ def verdict(comparisons: pd.DataFrame, alpha: float = 0.05) -> str:
     Only a difference whose adjusted p is at most alpha is called one, better and worse alike. Where none
     was found, the text says what could have been, and that this shows no equality.
     """
-    tested = comparisons[comparisons["metric"] == PRIMARY]
+    tested = comparisons[comparisons["test"].notna()]
     if tested.empty:
         return "No comparison was declared, so nothing is claimed.\n"
     lines = []
@@ -36,7 +31,8 @@ def verdict(comparisons: pd.DataFrame, alpha: float = 0.05) -> str:
         )
         how = "a test with prompts and seeds both random"
     method = (
-        f"Tested: `{PRIMARY}` on {n} prompts by {how}, {_count(len(tested), 'comparison')} in one family, "
+        f"Tested: `{tested['metric'].iloc[0]}` on {n} prompts by {how}, "
+        f"{_count(len(tested), 'comparison')} in one family, "
         f"Holm's correction, {100 * alpha:g} %. Intervals hold 95 % each and are not adjusted. "
         "Other metrics describe and were not tested."
     )
@@ -61,7 +57,7 @@ def _member(member: str, part: pd.DataFrame, alpha: float) -> list[str]:
         named = [f"{_name(a)} and {_name(b)}" for a, b in zip(rest["a"], rest["b"], strict=True)]
     else:
         baseline = _name(part["b"].iloc[0])
-        students = "trained student" if "sft" in set(part["a"]) else "strategy"
+        students = "trained student" if SFT in set(part["a"]) else "strategy"
         none = f"No significant difference between any {students} and {baseline}"
         some = f"No significant difference from {baseline} for"
         named = [_name(a) for a in rest["a"]]
@@ -89,7 +85,7 @@ def _finding(row: dict) -> str:
 
 
 def _name(name: str) -> str:
-    return NAMES.get(name) or _code(name)
+    return spoken(name) or _code(name)
 
 
 def _code(name: str) -> str:

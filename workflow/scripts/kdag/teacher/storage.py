@@ -24,7 +24,8 @@ from dataclasses import dataclass
 
 import torch
 
-GROUP = 16
+from kdag.teacher.sizes import BYTES_PER_TOKEN, GROUP
+
 TAILS = ("bucket", "renormalised")
 # The log-prob of no mass: exp(FLOOR / T) is 0 in float32 up to T = 96, and float16 holds it.
 FLOOR = -1e4
@@ -43,10 +44,6 @@ def product(hidden, head):
     return hidden.to(head.dtype) @ head.t()
 
 
-def itemsize(dtype):
-    return getattr(torch, dtype).itemsize
-
-
 def encode_hidden(hidden, head, *, dtype="bfloat16"):
     """The states as they are: in the teacher's own dtype nothing is lost."""
     return {"hidden": hidden.to(getattr(torch, dtype))}
@@ -54,10 +51,6 @@ def encode_hidden(hidden, head, *, dtype="bfloat16"):
 
 def hidden_logits(stored, head):
     return product(stored["hidden"], head)
-
-
-def hidden_bytes(d, vocabulary, *, dtype="bfloat16"):
-    return d * itemsize(dtype)
 
 
 def encode_int8(hidden, head, *, group=GROUP):
@@ -84,11 +77,6 @@ def int8_logits(stored, head):
     groups = stored["codes"].unflatten(1, (scales.shape[1], -1))
     hidden = (groups * scales.unsqueeze(-1)).flatten(1)[:, : head.shape[1]]
     return product(hidden, head)
-
-
-def int8_bytes(d, vocabulary, *, group=GROUP):
-    groups = math.ceil(d / group)
-    return groups * group + 2 * groups
 
 
 def encode_topk(hidden, head, *, k, tail="bucket", tail_temperature=1.0, dtype="float16"):
@@ -140,10 +128,6 @@ def topk_logits(stored, head):
     return logits.scatter_(1, stored["ids"].long(), logp)
 
 
-def topk_bytes(d, vocabulary, *, k, tail="bucket", tail_temperature=1.0, dtype="float16"):
-    return k * (4 + itemsize(dtype)) + (4 if tail == "bucket" else 0)
-
-
 def encode_logits(hidden, head, *, dtype="bfloat16"):
     return {"logits": product(hidden, head).to(getattr(torch, dtype))}
 
@@ -153,13 +137,9 @@ def logits_logits(stored, head):
     return stored["logits"]
 
 
-def logits_bytes(d, vocabulary, *, dtype="bfloat16"):
-    return vocabulary * itemsize(dtype)
-
-
 SCHEMES = {
-    "hidden": Scheme(encode_hidden, hidden_logits, hidden_bytes),
-    "hidden-int8": Scheme(encode_int8, int8_logits, int8_bytes),
-    "topk": Scheme(encode_topk, topk_logits, topk_bytes),
-    "logits": Scheme(encode_logits, logits_logits, logits_bytes),
+    "hidden": Scheme(encode_hidden, hidden_logits, BYTES_PER_TOKEN["hidden"]),
+    "hidden-int8": Scheme(encode_int8, int8_logits, BYTES_PER_TOKEN["hidden-int8"]),
+    "topk": Scheme(encode_topk, topk_logits, BYTES_PER_TOKEN["topk"]),
+    "logits": Scheme(encode_logits, logits_logits, BYTES_PER_TOKEN["logits"]),
 }

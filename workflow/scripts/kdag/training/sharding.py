@@ -2,8 +2,8 @@
 
 Each process holds a part of every weight, gradient and optimiser state; a layer's weights come together
 while it computes. torch's fully_shard does it, without accelerate, whose FSDP is for GPUs alone: so the
-tests run the same code on two CPU processes. A checkpoint is the parts of all processes and is resumed by
-as many.
+tests run the same code on two CPU processes. A checkpoint is written by torch's distributed checkpoint: the
+parts of all processes.
 """
 
 import json
@@ -12,17 +12,23 @@ import os
 from pathlib import Path
 
 import torch
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from kdag.files.atomic import write_json
+from kdag.files.reading import read_json
 from kdag.job import launching
 from kdag.job.errors import UserError
 from kdag.models import head, load
+from kdag.training.memory import OPTIMIZER, SHARE_OF_GPU
 
+PARTS, SCHEDULER = "parts", "scheduler.json"  # of a checkpoint
+OPTIONS = StateDictOptions(ignore_frozen_params=True, flatten_optimizer_state_dict=True)
 FORCE = "KDAG_SHARD"  # set to 1: shard whatever the size
-SHARE_OF_CARD = 0.7  # for weights, gradients and optimiser; the rest is for activations
-TRAINED_BYTES = 16  # of a trained weight in float32: itself, its gradient, Adam's two moments
 
 
 def wanted(directory: Path, settings) -> bool:
@@ -31,9 +37,9 @@ def wanted(directory: Path, settings) -> bool:
         return False
     shard = os.environ.get(FORCE) == "1"
     if torch.cuda.is_available() and not shard and not settings.load_in_4bit:
-        each = TRAINED_BYTES if settings.tuning == "full" else getattr(torch, settings.dtype).itemsize
-        card = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-        shard = count_weights(directory) * each > SHARE_OF_CARD * card
+        each = OPTIMIZER["adamw"] if settings.tuning == "full" else getattr(torch, settings.dtype).itemsize
+        memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        shard = count_weights(directory) * each > SHARE_OF_GPU * memory
     if shard and (settings.load_in_4bit or settings.optimizer != "adamw"):
         raise UserError(
             "the model does not fit on one GPU and is shared out among several, which neither load_in_4bit "
@@ -82,10 +88,6 @@ def put(weights: dict[str, torch.Tensor], model):
     return model
 
 
-def local(tensor):
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 class Sharded:
     """What a Trainer does otherwise where its model is sharded."""
 
@@ -98,51 +100,27 @@ class Sharded:
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def save_model(self, output_dir=None, _internal_call=False):
-        Path(output_dir).mkdir(parents=True, exist_ok=True)  # the weights are among the parts below
+        Path(output_dir).mkdir(parents=True, exist_ok=True)  # the weights are saved with the optimizer
 
-    def _trained(self) -> list[torch.nn.Parameter]:
-        return [weight for weight in self.model.parameters() if weight.requires_grad]
-
-    def _part(self, folder: str) -> Path:
-        return Path(folder, f"part-{launching.rank()}.pt")
+    def _parts(self) -> dict[str, torch.Tensor]:
+        """The trained weights and their moments by name, each a DTensor: loading fills them in place."""
+        weights, moments = get_state_dict(self.model, self.optimizer.optimizer, options=OPTIONS)
+        return weights | {name: part for name, part in moments.items() if isinstance(part, torch.Tensor)}
 
     def _save_optimizer_and_scheduler(self, output_dir):
-        state = self.optimizer.optimizer.state
-        part = {
-            "weights": [local(weight.detach()) for weight in self._trained()],
-            "moments": [{k: local(v) for k, v in state[weight].items()} for weight in self._trained()],
-            "scheduler": self.lr_scheduler.state_dict(),
-        }
-        torch.save(part, self._part(output_dir))
+        # As safetensors: DCP's own format has a pickle, which reading would run.
+        writer = HuggingFaceStorageWriter(str(Path(output_dir, PARTS)), save_distributed=True)
+        checkpoint.save(self._parts(), storage_writer=writer)
+        if launching.rank() == 0:
+            write_json(Path(output_dir, SCHEDULER), self.lr_scheduler.state_dict())
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        part = self._read(resume_from_checkpoint)
-        with torch.no_grad():
-            for weight, saved in zip(self._trained(), part["weights"], strict=True):
-                local(weight).copy_(saved)
+        """The weights are loaded with the optimizer, which is not made yet."""
 
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        if checkpoint is None:
+    def _load_optimizer_and_scheduler(self, folder):
+        if folder is None:
             return
-        part = self._read(checkpoint)
-        for weight, saved in zip(self._trained(), part["moments"], strict=True):
-            self.optimizer.optimizer.state[weight] = {
-                key: like(weight, value) if value.ndim else value for key, value in saved.items()
-            }
-        self.lr_scheduler.load_state_dict(part["scheduler"])
+        checkpoint.load(self._parts(), storage_reader=HuggingFaceStorageReader(str(Path(folder, PARTS))))
+        self.lr_scheduler.load_state_dict(read_json(Path(folder, SCHEDULER)))
         for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
-
-    def _read(self, checkpoint: str) -> dict:
-        return torch.load(self._part(checkpoint), map_location="cpu", weights_only=True)
-
-
-def like(weight: DTensor, part: torch.Tensor) -> DTensor:
-    """A tensor of the weight's shape of which this process has `part`."""
-    return DTensor.from_local(
-        part.to(weight.device),
-        weight.device_mesh,
-        weight.placements,
-        shape=weight.shape,
-        stride=weight.stride(),
-    )

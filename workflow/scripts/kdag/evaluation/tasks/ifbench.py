@@ -14,6 +14,7 @@ import types
 from pathlib import Path
 
 from kdag.evaluation.tasks.ifeval import SEED
+from kdag.files.atomic import write_jsonl
 from kdag.files.reading import read_jsonl
 from kdag.job.errors import UserError
 
@@ -136,11 +137,20 @@ def process_results(doc: dict, results: list[str], nltk_data: Path | None = None
     return found
 
 
-def task(docs: list[dict], nltk_data: Path) -> dict:
+def fetch(settings: dict, folder: Path) -> None:
+    """The prompts and what their checkers read."""
+    docs = documents(settings["limit"])
+    fetch_nltk_data(folder / "nltk_data")
+    check(docs, folder / "nltk_data")
+    write_jsonl(folder / "prompts.jsonl", docs)
+
+
+def specification(settings: dict, folder: Path) -> dict:
     """The task for lm-eval: its own ifeval with these prompts and checkers."""
     import datasets
     from lm_eval.tasks.ifeval.utils import agg_inst_level_acc
 
+    docs, nltk_data = documents(settings["limit"]), folder / "nltk_data"
     # Arrow would give every row every other row's kwargs, as null.
     rows = datasets.Dataset.from_list([{"row": i, "prompt": doc["prompt"]} for i, doc in enumerate(docs)])
     return {

@@ -14,6 +14,7 @@ import random
 import statistics
 from pathlib import Path
 
+from kdag.config.metrics import IFEVAL
 from kdag.files.hashes import sha256_json, sha256_text
 from kdag.job.errors import UserError
 
@@ -244,6 +245,7 @@ def score(docs: list[dict], responses: list[dict]) -> dict:
         "prompts_sha256": prompt_set_hash(docs),
         "responses_sha256": sha256_text("\0".join(row["response"] for row in responses)),
         **_accuracies(prompts),
+        "metrics": metrics(prompts),
         "instruction_types": _by_type(docs, prompts),
         "answers": _answers(prompts),
         "prompts": prompts,
@@ -262,6 +264,16 @@ def _accuracies(prompts: list[dict]) -> dict:
         result[f"inst_level_{level}_correct"] = by_instruction
         result[f"inst_level_{level}_accuracy"] = by_instruction / n_instructions
     return result
+
+
+def metrics(prompts: list[dict]) -> list[dict]:
+    """How each accuracy comes from the verdicts, for the tests and intervals (report/measures.py)."""
+    accuracies, found = _accuracies(prompts), []
+    for name in IFEVAL:
+        unit, _, level, _ = name.split("_")
+        entry = {"verdicts": level, "item": "document" if unit == "prompt" else "verdict"}
+        found.append({"metric": name, "value": accuracies[name], **entry})
+    return found
 
 
 def _by_type(docs: list[dict], prompts: list[dict]) -> dict[str, dict[str, int]]:
