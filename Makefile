@@ -41,7 +41,7 @@ doctor: ## is this machine ready for CONFIG=config.yaml, and what to do about wh
 plan: install ## memory, disk and hours of every stage of CONFIG on DEVICE=H200, and what does not fit
 	$(BIN)/python workflow/scripts/plan.py --config $(CONFIG) --device $(DEVICE)
 
-status: ## what of CONFIG is done, running, failed, waiting, also beside a run; the last line of each log
+status: ## what of CONFIG is done, running, failed, waiting, also next to a run; the last line of each log
 	@$(BIN)/python workflow/scripts/status.py --config $(CONFIG)
 
 lint: install ## style of Python and Snakemake files
@@ -61,7 +61,7 @@ clean: ## delete every result and download
 fidelity: install ## what storing less of the teacher costs, measured on the demo: docs/teacher-storage.md
 	$(BIN)/python bench/storage.py
 
-bench: install ## measure speed and memory beside peers and limits, after `make demo` (about 20 minutes)
+bench: install ## measure speed and memory next to peers and limits, after `make demo` (about 20 minutes)
 	for name in loss step cache growth peers; do $(BIN)/python bench/$$name.py --json results/bench/$$name.json || exit 1; done
 
 bench-gpu: install ## the figures at real shapes on one GPU (under 10 minutes)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: processes that take turns, their memory, figures beside their targets.
+"""What the benchmarks share: processes that take turns, their memory, figures next to their targets.
 
 Every method has a process of its own, so that its memory can be told from the others', and the
 processes take turns step by step (A B C A B C ...), so that a machine that slows down slows all of
@@ -37,7 +37,7 @@ def add_demo(made, student=True):
         "--teacher",
         type=Path,
         default=demo / "teacher" / "model",
-        help="the fine-tuned teacher, manifest beside",
+        help="the fine-tuned teacher, manifest next to",
     )
     if student:
         made.add_argument(
@@ -87,7 +87,7 @@ def settled(settings):
 
 
 class Figures:
-    """Prints figures as they come, those with a target beside it, and keeps them for the JSON."""
+    """Prints figures as they come, those with a target next to it, and keeps them for the JSON."""
 
     def __init__(self, targets):
         self.targets, self.rows = targets, []  # {figure: ("at most" or "at least", value)}

@@ -130,7 +130,7 @@ def generate(batch=None, brief=False):
 
 
 def measure_fidelity(parts, config):
-    """Every student against the untrained one, which is loaded beside it."""
+    """Every student against the untrained one, which is loaded next to it."""
     _, count = models(config)
     each = find(parts, "files", "held-out rows of one student, s")
     read = count * cache_gigabytes(config["data"]["heldout_rows"])

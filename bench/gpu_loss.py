@@ -1,4 +1,4 @@
-"""The parts `card` and `loss` of bench/gpu.py: what the card can do, and the loss beside limit and peers."""
+"""The parts `card` and `loss` of bench/gpu.py: what the card can do, and the loss next to limit and peers."""
 
 import contextlib
 from functools import partial

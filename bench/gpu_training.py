@@ -184,7 +184,7 @@ def training_figures(run, case, name, seconds, peak, rows):
 
 
 def part_teacher(run):
-    """Fine-tuning the teacher; beside it transformers' own loss in a plain loop."""
+    """Fine-tuning the teacher; next to it transformers' own loss in a plain loop."""
     from kdag.training.train import Objective
 
     run.card = card(run)

@@ -194,7 +194,7 @@ def ratio(seconds, above, below):
 
 
 def report(case, figures):
-    """Print a case's figures, those with a target beside it; returns the rows for the JSON."""
+    """Print a case's figures, those with a target next to it; returns the rows for the JSON."""
     rows = []
     for name, value in figures.items():
         text = ""

@@ -43,7 +43,7 @@ def main():
     teacher = command.shape_of(config, "teacher", None, args.models)
     derive = config.student.derive
     student = (
-        teacher.with_layers(derive.keep_layers)
+        teacher.with_layers(len(derive.kept(teacher.layers)))
         if derive
         else command.shape_of(config, "student", None, args.models)
     )

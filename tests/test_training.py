@@ -9,6 +9,7 @@ import tiny
 import torch
 
 from cache_teacher import encoder
+from kdag.config.sources import Derive
 from kdag.config.training import DistillationJob
 from kdag.config.training import TeacherCache as TeacherCacheSettings
 from kdag.data import rows
@@ -154,9 +155,23 @@ def test_missing_weights_are_refused(tiny_models, tmp_path):
 def test_kept_layers_are_evenly_spaced_and_end_to_end(tiny_models):
     model = load.load_model(tiny_models / "teacher", "float32")
     layers = list(model.model.layers)
-    derive.keep_layers(model, 3)
+    derive.keep_layers(model, Derive(keep_layers=3).kept(4))
     assert list(model.model.layers) == [layers[0], layers[2], layers[3]]
     assert model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, do_sample=False).shape[0] == 1
+
+
+def test_dropped_layers_are_those_and_no_others(tiny_models):
+    model = load.load_model(tiny_models / "teacher", "float32")
+    layers = list(model.model.layers)
+    derive.keep_layers(model, Derive(drop_layers=[2, 1]).kept(4))
+    assert list(model.model.layers) == [layers[0], layers[3]] and model.config.num_hidden_layers == 2
+    with pytest.raises(UserError, match="drop_layers is .4.; the teacher has the layers 0 to 3"):
+        Derive(drop_layers=[4]).kept(4)
+    with pytest.raises(UserError, match="drop_layers"):
+        Derive(drop_layers=[0, 1, 2, 3]).kept(4)
+    for both in ({}, {"keep_layers": 2, "drop_layers": [1]}):
+        with pytest.raises(ValueError, match="either keep_layers or drop_layers is needed"):
+            Derive(**both)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

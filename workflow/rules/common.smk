@@ -3,7 +3,7 @@
 # CONFIG          the validated configuration (kdag.config.Config)
 # MODELS          the ids of all models that are evaluated, in the table's order
 # TRAINED         those that the experiment trains; COMPARED: those whose fidelity is measured
-# TASKS           the names of the tasks beside IFEval
+# TASKS           the names of the tasks next to IFEval
 # code(script)    the script and every module of ours that it imports: inputs, so that an edit reruns; not
 #                 what only talks (kdag/job)
 # params(stage)   the stage's part of the configuration as one canonical JSON string
@@ -65,7 +65,7 @@ TRAININGS = ("sft_teacher", "sft_student", "distill")
 # `python` in a rule is the one that runs Snakemake, also where its environment is not activated.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.getenv("PATH", "")]))
 
-# Threads that wait by spinning starve the job beside them: 161 s instead of 28 s for one generation.
+# Threads that wait by spinning starve the job next to them: 161 s instead of 28 s for one generation.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Snakemake's cache between workflows, for the teacher and its states: docs/cluster.md. It takes no rule that

@@ -1,5 +1,5 @@
 # Needs: the scores of every model and the fidelity of every student.
-# Gives: report/: the table and the evidence behind it, and one page that shows all of it; beside every
+# Gives: report/: the table and the evidence behind it, and one page that shows all of it; next to every
 #        trained model its card, README.md.
 
 

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from kdag.config.section import checked
+from kdag.config.sources import Derive
 from kdag.files.atomic import atomic_path
 from kdag.files.hashes import sha256_file
 from kdag.files.manifest import write_manifest
@@ -12,7 +14,7 @@ from kdag.models import derive, load, save
 
 def arguments():
     parser = cli.parser(__doc__)
-    parser.add_argument("--config", type=json.loads, required=True, help='{"keep_layers": n}')
+    parser.add_argument("--config", type=json.loads, required=True, help='{"keep_layers": n}, or drop_layers')
     parser.add_argument("--teacher", type=Path, required=True, help="the teacher's model directory")
     parser.add_argument("--output", type=Path, required=True, help="the student's model directory")
     parser.add_argument("--manifest", type=Path, required=True)
@@ -22,7 +24,7 @@ def arguments():
 def main(args):
     dtype = json.loads((args.teacher / "config.json").read_text()).get("dtype") or "float32"
     model = load.load_model(args.teacher, dtype, to_device=False)
-    derive.keep_layers(model, args.config["keep_layers"])
+    derive.keep_layers(model, checked(Derive, args.config).kept(len(model.base_model.layers)))
     with atomic_path(args.output) as partial:
         save.save(model, load.load_tokenizer(args.teacher), partial)
     write_manifest(

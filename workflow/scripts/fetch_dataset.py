@@ -82,7 +82,7 @@ def main(args):
         write_jsonl(args.output, rows)
     except UnicodeEncodeError as error:
         row = error.object.count("\n", 0, error.start)
-        raise UserError(f"row {row}: half a character, {error.object[error.start]!a}, is no text") from error
+        raise UserError(f"row {row}: half a character, {error.object[error.start]!a}, is not text") from error
     except TypeError as error:
         raise UserError(f"the data set holds values that are no JSON: {error}: {source}") from error
     write_manifest(

@@ -25,7 +25,7 @@ def arguments():
 
 
 def from_hub(source: dict, output: Path) -> str:
-    """Download beside the output, where an interrupted download goes on. Returns the commit."""
+    """Download next to the output, where an interrupted download goes on. Returns the commit."""
     from huggingface_hub import HfApi, snapshot_download
 
     download = output.with_name(f".{output.name}.download")

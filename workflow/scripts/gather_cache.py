@@ -20,9 +20,9 @@ OWN = ("files", "row_hashes", "device", "processor")
 def arguments():
     parser = cli.parser(__doc__)
     parser.add_argument(
-        "--shares", type=Path, nargs="+", required=True, help="their manifests, in order; files/ beside each"
+        "--shares", type=Path, nargs="+", required=True, help="their manifests, in order; files/ next to each"
     )
-    parser.add_argument("--manifest", type=Path, required=True, help="the cache's; the cache lies beside it")
+    parser.add_argument("--manifest", type=Path, required=True, help="the cache's; the cache lies next to it")
     return parser
 
 

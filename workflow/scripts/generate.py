@@ -7,7 +7,6 @@ python workflow/scripts/generate.py --model DIR --prompts prompts.jsonl --output
 
 import json
 import logging
-import os
 from pathlib import Path
 
 from kdag.files.atomic import write_jsonl
@@ -24,9 +23,6 @@ def arguments():
     parser.add_argument("--config", type=json.loads, required=True, help="generation section, JSON")
     parser.add_argument("--model", type=Path, required=True, help="from_pretrained directory")
     parser.add_argument("--prompts", type=Path, required=True, help="JSONL of select_prompts.py")
-    parser.add_argument(
-        "--nltk-data", type=Path, help="for tasks that read NLTK data to build prompts (not IFEval)"
-    )
     parser.add_argument("--output", type=Path, required=True, help="samples.jsonl")
     parser.add_argument("--settings", type=Path, required=True, help="generation.json")
     return parser
@@ -34,8 +30,6 @@ def arguments():
 
 def main(args):
     docs = read_jsonl(args.prompts)
-    if args.nltk_data:
-        os.environ["NLTK_DATA"] = str(args.nltk_data)
     from kdag.evaluation import generation  # seconds of imports, spent only once the arguments are good
 
     lm = generation.language_model(args.model, args.config, args.gpus)

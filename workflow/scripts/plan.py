@@ -49,7 +49,7 @@ def shape_of(config: Config, side: str, given: Path | None, models: Path) -> Sha
 
 
 def config_file(source: dict, side: str, models: Path) -> Path:
-    """config.json of a source: as fetched, at its path, or alone from the hub."""
+    """config.json of a source: as fetched, at its path, or only it from the hub."""
     folder = source["path"] if source["source"] == "path" else models / source_name(source) / "model"
     file = Path(folder, "config.json")
     if file.is_file():
@@ -134,7 +134,7 @@ def main(args):
     teacher = shape_of(config, "teacher", args.teacher_config, args.models)
     derive = config.student.derive
     if derive:
-        student = teacher.with_layers(derive.keep_layers)
+        student = teacher.with_layers(len(derive.kept(teacher.layers)))
     else:
         student = shape_of(config, "student", args.student_config, args.models)
     tokens = counted(config, args.results)

@@ -1,4 +1,4 @@
-"""Fine-tune a model on the answers alone: the teacher, and the student that has no teacher."""
+"""Fine-tune a model on the answers only: the teacher, and the student that has no teacher."""
 
 import json
 from pathlib import Path

@@ -20,4 +20,4 @@ class Resources(Section):
     """How the work is spread; no change here runs anything again."""
 
     gpus: Gpus = Field(default_factory=Gpus)
-    tensorboard: bool = Field(False, description="write training curves for TensorBoard beside each model")
+    tensorboard: bool = Field(False, description="write training curves for TensorBoard next to each model")

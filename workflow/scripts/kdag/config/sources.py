@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
 from kdag.config.section import Section, refuse_braces
+from kdag.job.errors import UserError
 
 IFEVAL_KEYS = ("key", "prompt", "instruction_id_list", "kwargs")
 
@@ -108,7 +109,7 @@ class Teacher(ModelSource):
     """The large model."""
 
     online: bool = Field(
-        False, description="run the teacher beside every student instead of reading its cache"
+        False, description="run the teacher next to every student instead of reading its cache"
     )
 
 
@@ -116,7 +117,33 @@ class Derive(Section):
     """A student made from the teacher's own untrained network."""
 
     from_: Literal["teacher"] = Field("teacher", alias="from")
-    keep_layers: int = Field(gt=0, description="transformer layers kept, evenly spaced")
+    keep_layers: int | None = Field(None, gt=1, description="so many transformer layers, evenly spaced")
+    drop_layers: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, min_length=1, description="or all layers but these, counted from 0"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self):
+        if (self.keep_layers is None) == (self.drop_layers is None):
+            raise ValueError("either keep_layers or drop_layers is needed")
+        return self
+
+    def kept(self, total: int) -> list[int]:
+        """The layers of a teacher with `total` that the student has, the first and the last among them if it
+        keeps a number of them. UserError if there are no such layers."""
+        if self.drop_layers is None:
+            if self.keep_layers > total:
+                raise UserError(
+                    f"student.derive.keep_layers is {self.keep_layers}; the teacher has {total} layers"
+                )
+            return [round(i * (total - 1) / (self.keep_layers - 1)) for i in range(self.keep_layers)]
+        kept = [layer for layer in range(total) if layer not in self.drop_layers]
+        if not kept or max(self.drop_layers) >= total:
+            raise UserError(
+                f"student.derive.drop_layers is {self.drop_layers}; the teacher has the layers 0 to "
+                f"{total - 1}"
+            )
+        return kept
 
 
 class Student(ModelSource):
@@ -129,7 +156,7 @@ class Student(ModelSource):
     def _derived_has_no_source(cls, values):
         if isinstance(values, dict) and values.get("derive"):
             if extra := sorted(k for k in values if k != "derive" and values[k] is not None):
-                raise ValueError(f"derive stands alone; remove {', '.join(extra)}")
+                raise ValueError(f"derive takes no other key; remove {', '.join(extra)}")
         return values
 
     @model_validator(mode="after")

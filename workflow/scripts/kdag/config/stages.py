@@ -40,7 +40,7 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
         case "fetch_prompts":
             return fetch_params(config.evaluation.prompts)
         case "derive_student":
-            return config.student.derive.model_dump(by_alias=True)
+            return config.student.derive.model_dump(by_alias=True, exclude_none=True)
         case "subset":
             return config.data.model_dump(exclude=set(DataSource.model_fields))
         case "select_prompts":

@@ -72,7 +72,7 @@ class TeacherCache(Section):
         1, gt=0, description="jobs that write it side by side, whole files each; the result is the same"
     )
     store: Literal["hidden", "hidden-int8", "topk", "logits"] = Field(
-        "hidden", description="what is stored of a training row; hidden alone is exact and small"
+        "hidden", description="what is stored of a training row; only hidden is exact and small"
     )
     top_k: int = Field(128, gt=0, description="topk: tokens kept per position")
     tail: Literal["bucket", "renormalised"] = Field(
@@ -81,14 +81,14 @@ class TeacherCache(Section):
 
 
 class Distillation(Training):
-    """Loss per answer token: (1 - w) CE + w T^2 D; with use_ce_loss false T^2 D alone."""
+    """Loss per answer token: (1 - w) CE + w T^2 D; with use_ce_loss false only T^2 D."""
 
     epochs: Number = Field(3, gt=0, description="passes over the training rows")
     gradient_accumulation: int = Field(
         32, gt=0, description="forward passes per optimiser step; effective batch = product"
     )
     learning_rate: Number = Field(5e-4, gt=0, lt=1)
-    use_ce_loss: bool = Field(True, description="false: the divergence alone")
+    use_ce_loss: bool = Field(True, description="false: only the divergence")
     kl_loss_weight: Number = Field(0.5, gt=0, le=1, description="w")
     temperature: Number = Field(2.0, gt=0, le=100, description="T, of both models in the divergence")
     temperature_squared: bool = Field(True, description="scale the divergence by T^2")

@@ -1,4 +1,4 @@
-"""Whole files or none: a writer writes beside its target and renames."""
+"""Whole files or none: a writer writes next to its target and renames."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic_path(target: Path) -> Iterator[Path]:
-    """A path beside `target` to write a file or a directory to; it takes target's place on success."""
+    """A path next to `target` to write a file or a directory to; it takes target's place on success."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")

@@ -92,13 +92,13 @@ def verify_files(manifest_path: Path, prefixes: tuple[str, ...] = ("",)) -> dict
 
 
 def sha256_beside(path: Path) -> str | None:
-    """The hash of the manifest beside a model's folder: which model it is. One made by hand has none."""
+    """The hash of the manifest next to a model's folder: which model it is. One made by hand has none."""
     manifest = Path(path).parent / "manifest.json"
     return sha256_file(manifest) if manifest.is_file() else None
 
 
 def verify_beside(path: Path) -> None:
-    """Check a file or folder against the manifest that lies beside it; one made by hand may have none."""
+    """Check a file or folder against the manifest that lies next to it; one made by hand may have none."""
     path = Path(path)
     manifest = path.parent / "manifest.json"
     if manifest.is_file():

@@ -23,7 +23,7 @@ def parser(description: str, *, gpus: bool = False, curves: bool = False) -> arg
     )
     made.add_argument("--name", help="what this job is called in its log lines")
     if curves:
-        what = "1: write curves for TensorBoard beside the model"
+        what = "1: write curves for TensorBoard next to the model"
         made.add_argument("--tensorboard", type=int, choices=(0, 1), default=0, help=what)
     if gpus:
         what = "GPUs of this job: training processes, or parts of a model"
@@ -118,5 +118,5 @@ def paths(args: argparse.Namespace) -> list[Path]:
 
 
 def given(filename, args: argparse.Namespace) -> bool:
-    """Does a path lie in or beside one that was given as an argument?"""
+    """Does a path lie in or next to one that was given as an argument?"""
     return filename is not None and any(Path(filename).is_relative_to(p.parent) for p in paths(args))

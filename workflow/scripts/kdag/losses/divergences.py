@@ -1,4 +1,4 @@
-"""The divergences by name, each a file in the folder divergences/ beside this module.
+"""The divergences by name, each a file in the folder divergences/ next to this module.
 
 This module is also the package of those files, so that none has to be listed or imported here: a new
 divergence is a new file, and a job depends on the file of its own divergence alone.

@@ -13,7 +13,7 @@ def base_model(model):
 
 
 def hidden_states(model, input_ids, attention_mask) -> torch.Tensor:
-    """Hidden states after the final norm, [B, L, d], beside the head that takes them. No logits are made."""
+    """Hidden states after the final norm, [B, L, d], next to the head that takes them. No logits are made."""
     base = base_model(model)
     out = base.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     return out.last_hidden_state.to(base.get_output_embeddings().weight.device)

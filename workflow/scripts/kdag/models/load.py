@@ -28,7 +28,7 @@ def require(directory: Path) -> None:
     if not Path(directory).is_dir():
         raise UserError(missing(directory))
     if not (Path(directory) / "config.json").is_file():
-        raise UserError(f"{directory} is no model directory: it has no config.json")
+        raise UserError(f"{directory} is not a model directory: it has no config.json")
 
 
 def load_tokenizer(directory: Path):

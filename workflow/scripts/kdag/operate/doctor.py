@@ -105,7 +105,7 @@ def disk(free: float, folder: str) -> Finding:
     """free: bytes."""
     found = f"{free / GB:.0f} GB free in {folder}"
     if free < LEAST_DISK:
-        return Finding(PROBLEM, "disk", found, "the demo alone takes 2 GB; make clean deletes all results")
+        return Finding(PROBLEM, "disk", found, "the demo takes 2 GB; make clean deletes all results")
     if free < ROOMY_DISK:
         return Finding(WARNING, "disk", found, "enough for the demo; 7B to 3B takes about 75 GB")
     return Finding(OK, "disk", found)

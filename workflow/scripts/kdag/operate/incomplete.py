@@ -18,7 +18,7 @@ MISSING = "missing"
 def write_table(dag, config: Config, logs: list[str]) -> str | None:
     """Write report/table.md and return it; None where the table is whole or no row is there.
 
-    dag: Snakemake's, which knows what is up to date. logs: the run's log files. What `aggregate` left beside
+    dag: Snakemake's, which knows what is up to date. logs: the run's log files. What `aggregate` left next to
     the table earlier is removed, as it would be when that starts: it belongs to other rows, and without it
     the next run is sure to make the table anew.
     """

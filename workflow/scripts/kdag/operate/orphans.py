@@ -1,6 +1,6 @@
 """Jobs of an earlier run that SLURM still runs for this folder.
 
-A snakemake that was killed leaves its jobs running. Another one started beside them would make the same
+A snakemake that was killed leaves its jobs running. Another one started next to them would make the same
 files a second time, at the same time: it is refused until they have ended.
 """
 
@@ -71,7 +71,7 @@ def refusal(jobs: list[Job], prefix: str) -> list[str]:
     """What a user is told whose run is not started."""
     ids = ",".join(job.id for job in jobs)
     return [
-        "Nothing has run: SLURM still has jobs of an earlier run in this folder, and a second run beside "
+        "Nothing has run: SLURM still has jobs of an earlier run in this folder, and a second run next to "
         "them would write the same files.",
         *describe(jobs),
         f"Let them end (squeue -j {ids}) or cancel them (make orphans CANCEL=1), then start again; what they "

@@ -2,7 +2,7 @@
 
 Two dry runs say which jobs there are and which are not done; .snakemake/ says of those which have begun
 (incomplete/), which have ended (metadata/) and, in the log of their run, which of these failed. Nothing is
-locked or changed, so this works beside a run, and as well where the jobs are SLURM's.
+locked or changed, so this works next to a run, and as well where the jobs are SLURM's.
 """
 
 import base64

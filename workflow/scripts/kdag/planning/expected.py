@@ -49,7 +49,7 @@ def seconds(
     try:
         large = Shape.from_config(read_json(teacher / "config.json"))
         small = (
-            large.with_layers(derive.keep_layers)
+            large.with_layers(len(derive.kept(large.layers)))
             if derive
             else Shape.from_config(read_json(student / "config.json"))
         )

@@ -148,7 +148,7 @@ def model_key(config: Config, side: str) -> str:
     """The key that says which model it is."""
     source = getattr(config, side)
     if side == "student" and source.derive:
-        return "student.derive.keep_layers"
+        return f"student.derive.{'keep' if source.derive.keep_layers else 'drop'}_layers"
     return f"{side}." + {"hub": "id", "path": "path", "package": "file"}[source.source]
 
 

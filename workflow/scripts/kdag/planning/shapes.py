@@ -26,7 +26,7 @@ class Shape:
 
     @classmethod
     def from_config(cls, raw: dict) -> "Shape":
-        """From a transformers config.json. UserError for what is no dense decoder of FAMILIES."""
+        """From a transformers config.json. UserError for what is not a dense decoder of FAMILIES."""
         family = raw.get("model_type")
         if any(raw.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts")):
             raise UserError(

@@ -17,7 +17,7 @@ RULE = (
 )
 STUDENTS = (
     "Look at: more steps (`distillation.epochs`, `data.train_rows`), a lower `distillation.learning_rate`, "
-    "and for a student cut from its teacher fewer layers cut (`student.derive.keep_layers`)."
+    "and for a student cut from its teacher fewer layers cut (`student.derive`)."
 )
 OF_TEACHER = "Look at: a lower `teacher_training.learning_rate`, fewer `teacher_training.epochs`."
 LISTED = 4  # so many shares are listed; of more, the smallest and the largest

@@ -82,7 +82,7 @@ def made_by(model: str, manifest: dict) -> str:
     params = manifest["params"]
     if manifest["stage"] != "distill":
         taught = "the teacher of a distillation" if model == TEACHER else "the baseline without a teacher"
-        return f"Fine-tuned on the answers alone: {taught}."
+        return f"Fine-tuned on the answers only: {taught}."
     own = ", ".join(f"{key} {value:g}" for key, value in params["divergence_params"].items())
     loss = f"T² D, T = {params['temperature']:g}"
     if params["use_ce_loss"]:
@@ -92,10 +92,16 @@ def made_by(model: str, manifest: dict) -> str:
     return f"Distilled with D = {named}; loss per answer token: {loss}."
 
 
+def cut_from_teacher(derive: dict) -> str:
+    if derive.get("keep_layers"):
+        return f"{derive['keep_layers']} evenly spaced layers of the untrained teacher"
+    return f"the untrained teacher without its layers {', '.join(map(str, derive['drop_layers']))} (from 0)"
+
+
 def origins(model: str, config: dict, train: dict, revisions: dict) -> list[str]:
     student = config["student"]
     start = source_link(student, revisions["student"]) if not student.get("derive") else ""
-    start = start or f"{student['derive']['keep_layers']} evenly spaced layers of the untrained teacher"
+    start = start or cut_from_teacher(student["derive"])
     fetched = source_link(config["data"], revisions["data"], "datasets/")
     lines = [
         f"teacher: {source_link(config['teacher'], revisions['teacher'])}, fine-tuned on the same rows",

@@ -143,7 +143,7 @@ class TeacherCache:
     keeps_rows = True
 
     def __init__(self, manifest_path: Path, part: str, frame, data: dict, teacher: Path | None = None):
-        """frame: the rows as `data.read_rows` gives them; data: the manifest that lies beside them;
+        """frame: the rows as `data.read_rows` gives them; data: the manifest that lies next to them;
         teacher: the manifest of the teacher that the cache should be of.
 
         UserError if tokenizer, template, teacher or any row is not what was cached.

@@ -21,7 +21,7 @@ from kdag.training.batches import EpochSampler, split
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised. Without a divergence: cross-entropy alone, which is fine-tuning."""
+    """What is minimised. Without a divergence: only cross-entropy, which is fine-tuning."""
 
     divergence: Divergence | None = None
     divergence_params: dict | None = None
@@ -137,7 +137,7 @@ class DistillTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _refuse_broken(self, logs) -> None:
-        """Stop before a model that is no longer one is saved, in a checkpoint or as the result."""
+        """Stop before a broken model is saved, in a checkpoint or as the result."""
         broken = [k for k in ("loss", "grad_norm") if not math.isfinite(logs.get(k, 0.0))]
         if broken:
             rows = sorted(

@@ -20,7 +20,7 @@ from kdag.job.errors import UserError
 
 SEED = 0
 PUNKT = "tokenizers/punkt_tab/english"
-# Named as lm-eval names them, so that the metrics of further tasks fit beside these.
+# Named as lm-eval names them, so that the metrics of further tasks fit next to these.
 LEVELS = ("strict", "loose")
 LIST_KWARGS = {"keywords", "forbidden_words"}
 TEXT_KWARGS = {
