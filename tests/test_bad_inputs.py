@@ -228,7 +228,11 @@ CASES = [
     ("config", (STRATEGY, {"divergence": "klf"}), "strategies.x.divergence: Input should be 'fkl'"),
     # Combinations.
     ("config", (("resources", "gpus"), {"distill": 3}), "4 forward passes cannot be shared out evenly"),
-    ("config", (("student", "derive"), {"keep_layers": 2}), "student: derive stands alone; remove path"),
+    (
+        "config",
+        (("student", "derive"), {"keep_layers": 2}),
+        "student: derive takes no other key; remove path",
+    ),
     ("config", (("data", "path"), "{x}.jsonl"), "data: braces in a path mean wildcards to Snakemake"),
     ("config", (("data", "id"), "a/b"), "data: source path does not take id"),
     ("config", (("teacher",), {"source": "hub"}), "teacher: source hub needs id"),
@@ -242,7 +246,11 @@ CASES = [
     ("data", ("rows.jsonl", b'{"a": "\xff"}'), "rows.jsonl: cannot be read as UTF-8 text"),
     ("data", ("rows.jsonl", b'{"a": 1}\nhello'), "rows.jsonl, line 2: not JSON"),
     ("data", ("rows.jsonl", b"[1]"), "rows.jsonl, line 1: a JSON object is needed"),
-    ("data", ("rows.jsonl", b'{"a": 1}\n{"a": "\\ud83d"}'), r"row 1: half a character, '\ud83d', is no text"),
+    (
+        "data",
+        ("rows.jsonl", b'{"a": 1}\n{"a": "\\ud83d"}'),
+        r"row 1: half a character, '\ud83d', is not text",
+    ),
     ("data", ("rows.json", b'{"a": 1}'), "rows.json: a JSON array of objects is needed"),
     ("data", ("rows.json", b"[" * 100_000), "rows.json: its values are nested too deeply"),
     ("data", ("rows.json", Path.mkdir), "rows.json: no such file"),

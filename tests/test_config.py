@@ -125,7 +125,7 @@ def test_sft_student_sees_no_key_of_the_divergence(raw):
         ("strategies", {}, "strategies: Dictionary should have at least 1 item"),
         ("seeds", [], "seeds: List should have at least 1 item"),
         ("seeds", [1, 1], "seeds: each seed once"),
-        ("student.derive", {"from": "teacher", "keep_layers": 3}, "derive stands alone"),
+        ("student.derive", {"from": "teacher", "keep_layers": 3}, "derive takes no other key"),
         ("teacher_cache", {"store": "topk", "tail": "renormalised"}, "has none there; take bucket"),
         ("experiment", "../up", "experiment: String should match pattern"),
         ("evaluation.repetition_penalty", 0.5, "greater than or equal to 1"),

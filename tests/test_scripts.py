@@ -164,6 +164,7 @@ def test_mixture_is_refused(finished, paths, tmp_path):
                 "comparisons",
                 "seeds",
                 "verdict",
+                "notes",
             )
             for part in (f"--{name}", tmp_path / name)
         ),
