@@ -112,6 +112,8 @@ def test_notes_stand_directly_under_the_table(finished):
         *(scores, table.task_table(rows, {}), {}, ["A first note.", "A second."], PRIMARY),
     )
     shown, caption, *rest = text.split("\n\n")
+    assert "penalty" not in caption
+    assert table.penalty_words({"repetition_penalty": 1.1}).endswith("with a penalty of 1.1")
     assert shown.startswith("| model") and "Bold: the best trained student" in caption
     assert rest[:2] == ["A first note.", "A second."] and "The verdict." in rest
 

@@ -145,6 +145,11 @@ def task_words(tasks: dict[str, dict], first: str, tested: str | None) -> str:
     )
 
 
+def penalty_words(generation: dict) -> str:
+    penalty = generation.get("repetition_penalty", 1)
+    return "" if penalty == 1 else f", tokens that were there already with a penalty of {penalty:g}"
+
+
 def markdown(
     rows, table, cells, spread, closeness, words: str, scores, tasks, further_tasks, notes: list[str], primary
 ) -> str:
@@ -161,7 +166,7 @@ def markdown(
         bold(rows, table, columns, "**{}**").to_markdown(index=False, disable_numparse=True),
         f"{first['n_prompts']} prompts, {first['n_instructions']} instructions, the same for every row, "
         f"answered greedily with at most {generation.get('max_new_tokens')} tokens in "
-        f"{generation.get('dtype')}. Bold: the best trained student of a column, "
+        f"{generation.get('dtype')}{penalty_words(generation)}. Bold: the best trained student of a column, "
         "which says nothing about a difference; the verdict does.",
         *notes,
         "95 % intervals: Wilson for prompts; bootstrap over prompts for instructions, which share a prompt "
