@@ -37,7 +37,7 @@ def add_demo(made, student=True):
         "--teacher",
         type=Path,
         default=demo / "teacher" / "model",
-        help="the fine-tuned teacher, manifest next to",
+        help="the fine-tuned teacher, its manifest next to it",
     )
     if student:
         made.add_argument(

@@ -152,7 +152,7 @@ def test_metrics_say_where_their_verdicts_are_if_they_are_the_mean_of_right_and_
         },
         "n-samples": {"a": {"effective": 2}, "b": {"effective": 2}},
     }
-    found = {entry["metric"]: entry for entry in harness.metrics(results)}
+    found = {entry["metric"]: entry for entry in harness.metrics(results, harness.judged(samples))}
     assert found["a_acc"] == {
         **{"metric": "a_acc", "value": 0.5, "stderr": 0.1, "n": 2},
         **{"verdicts": "acc", "item": "document", "tasks": ["a"]},
@@ -161,7 +161,7 @@ def test_metrics_say_where_their_verdicts_are_if_they_are_the_mean_of_right_and_
     assert "verdicts" not in found["b_acc"], "0.9 is not the mean of what the documents got"
     assert "verdicts" not in found["b_exact_strict"], "a document has no verdict"
     grouped = results | {"groups": {"both": {"acc,none": 0.75}}, "group_subtasks": {"both": ["a", "b"]}}
-    (entry,) = harness.metrics(grouped)
+    (entry,) = harness.metrics(grouped, harness.judged(samples))
     assert (entry["metric"], entry["n"], entry["tasks"]) == ("both_acc", 4, ["a", "b"])
     scores = {"metrics": [entry], "prompts": harness.judged(samples)}
     assert list(measures.items(scores, entry).values) == [1, 0, 1, 1]

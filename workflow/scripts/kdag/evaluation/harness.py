@@ -130,10 +130,11 @@ def evaluate(lm, settings: dict, folder: Path, expected: dict) -> tuple[dict, li
         for name, answered in sorted(results["samples"].items())
         for s in sorted(answered, key=lambda s: s["doc_id"])
     ]
+    documents = judged(results["samples"])
     scores = {
         "task": settings["name"],
-        "metrics": metrics(results),
-        "prompts": judged(results["samples"]),
+        "metrics": metrics(results, documents),
+        "prompts": documents,
         "measured": {
             "tasks": expected,
             "n": {name: n["effective"] for name, n in sorted(results["n-samples"].items())},
@@ -147,14 +148,13 @@ def evaluate(lm, settings: dict, folder: Path, expected: dict) -> tuple[dict, li
     return scores, samples
 
 
-def metrics(results: dict) -> list[dict]:
+def metrics(results: dict, documents: list[dict]) -> list[dict]:
     """Every metric of the task, of its group or its parts, as report/measures.py reads them.
 
     One whose value is the mean of what each document got, right or wrong, says where those verdicts stand.
     """
     # A group has scores of its own; of a tag there are only its tasks'.
     shown, sizes = results.get("groups") or results["results"], results["n-samples"]
-    documents = judged(results["samples"])
     found = []
     for name, values in sorted(shown.items()):
         parts = leaves(name, results.get("group_subtasks", {}))

@@ -126,7 +126,7 @@ def render(
     return environment.get_template(template.name).render(
         rows=rows,
         metrics=metrics,
-        tested=tested,
+        primary=primary,
         cells=by_model,
         plots=plots,
         heat=heat_map(rows, scores),
