@@ -78,7 +78,7 @@ def measure_writing(figures, args, frame, rounds, folder):
     from kdag.models.load import load_model
 
     settings = common.settled(TeacherCache())
-    model = load_model(args.teacher, settings.dtype)
+    model = load_model(args.teacher, settings.dtype, whole_rows=True)
     times = {"bare": [], "write": []}
     for _ in range(rounds + 1):
         begin = common.now()

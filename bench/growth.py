@@ -121,7 +121,7 @@ def cache_worker(baton, folder, size, rounds, steps):
     from kdag.models import load
     from kdag.teacher.cache import write_part
 
-    model = load.load_model(folder / "teacher" / "model", "float32")
+    model = load.load_model(folder / "teacher" / "model", "float32", whole_rows=True)
     frame = common.read_part(folder / str(size), "train")
     for _ in range(rounds + 1):
         for _ in range(repeats(size)):
@@ -146,7 +146,7 @@ def train_worker(baton, folder, size, rounds, steps):
     place = folder / str(size)
     common.train_by_turns(
         baton,
-        model=load.load_model(folder / "student" / "model", "float32"),
+        model=load.load_model(folder / "student" / "model", "float32", whole_rows=True),
         frame=common.read_part(place, "train"),
         settings=common.demo_settings(
             epochs=max(1, (steps + 1) * BATCH * ACCUMULATION / size),

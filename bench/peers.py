@@ -97,7 +97,7 @@ def run_kdag(baton, student, teacher, folder, settings, online):
         source = common.open_cache(folder, "train")
     model, _ = common.train_by_turns(
         baton,
-        model=load.load_model(student, settings.dtype),
+        model=load.load_model(student, settings.dtype, whole_rows=True),
         frame=common.read_part(folder, "train"),
         settings=settings,
         objective=train.Objective(

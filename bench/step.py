@@ -57,7 +57,7 @@ def worker(baton, student, folder, divergence):
         common.train_by_turns(
             baton,
             notes=watch.take,
-            model=load.load_model(student, settings.dtype),
+            model=load.load_model(student, settings.dtype, whole_rows=True),
             frame=common.read_part(folder, "train"),
             settings=settings,
             objective=objective,

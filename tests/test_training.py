@@ -77,7 +77,7 @@ def write_cache(folder, frame, model, vocabulary, dtype="float32", rows_per_shar
 
 @pytest.fixture(scope="module")
 def cache(tiny_models, tokenizer, frame, tmp_path_factory) -> Path:
-    model = load.load_model(tiny_models / "teacher", "float32")
+    model = load.load_model(tiny_models / "teacher", "float32", whole_rows=True)
     return write_cache(tmp_path_factory.mktemp("cache"), frame, model, len(tokenizer))
 
 
@@ -101,7 +101,7 @@ def run(tiny_models, frame, cache, work, settings=None, **objective):
     settings = settings or job()
     vocabulary = len(load.load_tokenizer(tiny_models / "student"))
     return train.train(
-        load.load_model(tiny_models / "student", "float32"),
+        load.load_model(tiny_models / "student", "float32", whole_rows=True),
         frame,
         settings=settings,
         objective=train.Objective(
@@ -177,7 +177,7 @@ def test_dropped_layers_are_those_and_no_others(tiny_models):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_cached_states_are_the_live_teachers_to_the_last_bit(tiny_models, tokenizer, frame, tmp_path, dtype):
     """Batched as they were when they were written; another batch shape may round differently."""
-    model = load.load_model(tiny_models / "teacher", dtype)
+    model = load.load_model(tiny_models / "teacher", dtype, whole_rows=True)
     cache = TeacherCache(write_cache(tmp_path, frame, model, len(tokenizer), dtype), "train", frame, DATA)
     head = head_weight(model, len(tokenizer))
     assert torch.equal(cache.head, head)

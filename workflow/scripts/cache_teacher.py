@@ -92,7 +92,7 @@ def write_files(args, settings, vocabulary, frames, files, stored, folder) -> li
     from kdag.models.head import check_head, head_weight
     from kdag.teacher.cache import count_tokens, file_rows, write_head, write_part
 
-    model = load.load_model(args.model, settings.dtype, gpus=args.gpus)
+    model = load.load_model(args.model, settings.dtype, gpus=args.gpus, whole_rows=True)
     check_head(model, vocabulary)
     head = head_weight(model, vocabulary).detach()
     parts = [frames[p].iloc[file_rows(n, settings.rows_per_shard)] for p in frames for n in files[p]]

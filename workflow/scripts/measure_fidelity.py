@@ -39,7 +39,7 @@ def main(args):
     pace = progress.Pace(count_tokens(frame) * len({args.untrained, args.model}))
 
     def states_and_head(directory):
-        model = load.load_model(directory, dtype, gpus=args.gpus)
+        model = load.load_model(directory, dtype, gpus=args.gpus, whole_rows=True)
         hidden = dict(
             answer_states(model, frame, FIDELITY_TOKENS, f"rows through {directory.parent.name}", pace)
         )

@@ -5,6 +5,7 @@ import contextlib
 import torch
 
 from kdag.job.errors import UserError
+from kdag.models import packed
 
 
 def base_model(model):
@@ -15,7 +16,10 @@ def base_model(model):
 def hidden_states(model, input_ids, attention_mask) -> torch.Tensor:
     """Hidden states after the final norm, [B, L, d], next to the head that takes them. No logits are made."""
     base = base_model(model)
-    out = base.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    body = base.base_model
+    if packed.on(base):
+        return packed.forward(body, input_ids, attention_mask)
+    out = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     return out.last_hidden_state.to(base.get_output_embeddings().weight.device)
 
 

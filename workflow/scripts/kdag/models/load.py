@@ -1,6 +1,7 @@
 """Load models and tokenizers. Every model of a run is a plain directory that from_pretrained opens."""
 
 import json
+import logging
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from transformers.utils import logging as transformers_logging
 
 from kdag.files.manifest import verify_beside
 from kdag.job.errors import UserError, missing
+from kdag.models import packed
 
 # The stages log their own progress; bars would fill a log file with carriage returns.
 transformers_logging.set_verbosity_warning()
@@ -43,13 +45,20 @@ def load_tokenizer(directory: Path):
 
 
 def load_model(
-    directory: Path, dtype: str, *, to_device: bool = True, quantization=None, attention=None, gpus=1
+    directory: Path,
+    dtype: str,
+    *,
+    to_device: bool = True,
+    quantization=None,
+    attention=None,
+    gpus=1,
+    whole_rows: bool = False,
 ):
     """A causal language model in evaluation mode, its weights in `dtype`, whole or not at all.
 
     quantization: a transformers quantisation config for its linear layers; attention: the name of an
     implementation that is registered, else transformers' choice; gpus: of this process, which share its
-    layers if there are several.
+    layers if there are several; whole_rows: only for `head.hidden_states`, so that rows may be packed.
     """
     require(directory)
     verify_beside(directory)
@@ -76,7 +85,10 @@ def load_model(
             f"{directory}: weights are missing or of another shape: "
             f"{sorted(map(str, info['missing_keys']))[:5]} {sorted(map(str, info['mismatched_keys']))[:5]}"
         )
-    return model.eval().to(device()) if to_device and not quantization and not spread else model.eval()
+    model = model.eval().to(device()) if to_device and not quantization and not spread else model.eval()
+    if whole_rows and device().type == "cpu" and packed.turn_on(model):
+        logging.info("rows are packed: no padding")
+    return model
 
 
 def end_ids(directory: Path, tokenizer) -> set[int]:

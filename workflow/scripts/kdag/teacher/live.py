@@ -16,7 +16,7 @@ class LiveTeacher:
 
     def __init__(self, manifest_path: Path, dtype: str, vocabulary: int):
         verify_files(manifest_path, ("model/",))
-        self.model = load_model(Path(manifest_path).parent / "model", dtype)
+        self.model = load_model(Path(manifest_path).parent / "model", dtype, whole_rows=True)
         check_head(self.model, vocabulary)
         self.head = head_weight(self.model, vocabulary).detach()
 

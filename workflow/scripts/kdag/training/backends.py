@@ -52,7 +52,9 @@ def load(directory: Path, settings, backend: str, longest: int, *, to_device: bo
         raise UserError("load_in_4bit needs the package bitsandbytes (envs/requirements-unsloth.txt)")
     if backend == "transformers":
         quantization = four_bit(settings)
-        model = load.load_model(directory, settings.dtype, to_device=to_device, quantization=quantization)
+        model = load.load_model(
+            directory, settings.dtype, to_device=to_device, quantization=quantization, whole_rows=True
+        )
         # On a CPU bitsandbytes packs its weights for inference alone at the first pass outside training.
         return model.train() if settings.load_in_4bit else model
     import torch
