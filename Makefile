@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test lint schema clean fidelity test-faults bench audit test-slurm orphans test-gpu bench-gpu doctor status plan publish
+.PHONY: help install demo test lint schema clean fidelity test-faults bench audit test-slurm orphans test-gpu bench-gpu doctor status run adopt plan publish
 .DEFAULT_GOAL := help
 CONFIG ?= config.yaml
 DEVICE ?= $(or $(CARD),H200)
@@ -20,7 +20,7 @@ install: .venv/.installed ## set up .venv from the pinned requirements (about 2 
 	@touch $@
 
 demo: install ## run the whole DAG on models that a package ships, and print the table
-	$(BIN)/snakemake --workflow-profile profiles/cpu --quiet rules --replace-workflow-config --configfile experiments/demo.yaml
+	$(BIN)/snakemake --workflow-profile profiles/cpu --quiet rules --configfile experiments/demo.yaml
 
 test: install lint ## run the tests (about 20 minutes on two cores)
 	$(BIN)/pytest
@@ -43,6 +43,12 @@ plan: install ## memory, disk and hours of every stage of CONFIG on DEVICE=H200,
 
 status: ## what of CONFIG is done, running, failed, waiting, also next to a run; the last line of each log
 	@$(BIN)/python workflow/scripts/status.py --config $(CONFIG)
+
+run: install ## make run CONFIG=mine.yaml [PROFILE=slurm] [ARGS=...]: check, unlock after a kill, run, or go on
+	@$(BIN)/python workflow/scripts/run.py --config $(CONFIG) $(if $(PROFILE),--profile $(PROFILE)) -- $(ARGS)
+
+adopt: install ## make adopt CONFIG=mine.yaml: take over results that were moved here, after comparing each
+	$(BIN)/python workflow/scripts/adopt.py --config $(CONFIG)
 
 lint: install ## style of Python and Snakemake files
 	$(BIN)/ruff check && $(BIN)/ruff format --check

@@ -8,7 +8,9 @@ from snakemake.utils import min_version
 min_version("9.14")
 
 
-configfile: "config.yaml"
+if not workflow.overwrite_configfiles:  # a --configfile is the whole configuration, on a node too
+
+    configfile: "config.yaml"
 
 
 include: "workflow/rules/common.smk"

@@ -138,7 +138,7 @@ def test_another_number_of_gpus_runs_nothing_again(finished, tmp_path):
     raw["resources"] = {"gpus": dict.fromkeys(stages, 2)}
     config = tmp_path / "gpus.yaml"
     config.write_text(yaml.safe_dump(raw, sort_keys=False))
-    arguments = ["--replace-workflow-config", "--configfile", str(config)]
+    arguments = ["--configfile", str(config)]
     assert not planned(finished, *arguments)[0]
     printed = finished.snakemake("-n", "-p", "--forceall", *arguments).stdout
     commands = [line for line in printed.splitlines() if "python workflow/scripts/" in line]
@@ -151,7 +151,7 @@ def with_shards(project: Project, count: int) -> list[str]:
     raw["teacher_cache"]["shards"] = count
     config = project.folder / f"shards{count}.yaml"
     config.write_text(yaml.safe_dump(raw, sort_keys=False))
-    return ["--replace-workflow-config", "--configfile", config.name]
+    return ["--configfile", config.name]
 
 
 def test_another_number_of_jobs_retrains_no_student(copied):

@@ -18,6 +18,7 @@ from conftest import ROOT, Project
 
 from kdag.files.atomic import write_json
 from kdag.files.manifest import hash_files
+from kdag.job import lines
 from kdag.job.errors import UserError
 from kdag.models import files
 
@@ -216,14 +217,23 @@ def test_token_reaches_no_log_and_no_manifest(tmp_path, script):
     source = {"source": "hub", "id": "someone/something", "revision": None, "split": "train"}
     command = [sys.executable, str(SCRIPTS / f"{script}.py"), "--config", json.dumps(source)]
     command += ["--output", str(tmp_path / "out"), "--manifest", str(tmp_path / "manifest.json")]
+    command += ["--log-file", str(tmp_path / "fetch.log")]
     environment = {
         "HF_TOKEN": "hf_secretsecretsecret",
-        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_ENDPOINT": "http://someone:wordofmine@127.0.0.1:9",
         "HF_HUB_OFFLINE": "0",
     }
     done = subprocess.run(
         command, env={**os.environ, **environment}, text=True, capture_output=True, timeout=120
     )
     assert done.returncode == 1 and "cannot be fetched from the hub" in done.stderr
-    assert "hf_secret" not in done.stdout + done.stderr
-    assert not list(tmp_path.iterdir())
+    written = [file.read_text() for file in tmp_path.iterdir()]
+    for secret in ("hf_secret", "wordofmine"):
+        assert not any(secret in text for text in (done.stdout, done.stderr, *written))
+    assert not [file.name for file in tmp_path.iterdir() if file.name not in ("fetch.log", f".lock-{script}")]
+
+
+def test_a_line_of_a_log_is_no_command_to_a_terminal(monkeypatch):
+    monkeypatch.setenv("MY_API_KEY", "0123456789")
+    said = lines.clean("\x1b[2Jhttps://a:b@c/d 0123456789\n\ttoken hf_abcdefghijklmnopqrst\x9b1m")
+    assert said == "\\x1b[2Jhttps://***@c/d ***\n\ttoken ***\\x9b1m"

@@ -34,7 +34,7 @@ rule all:
 """
 STARTED = "\n  Host: {}\nJob stats:\n"
 FAILURE = "Error in rule distill:\n    log: results/tiny/logs/distill/fkl-seed0.log (check log file(s) for)\n"
-QUIET = "Command 'set -euo pipefail;  python x.py 2>&1 | tee logs/a.log' returned non-zero exit status 1.\n"
+QUIET = "Command 'set -euo pipefail;  python x.py --log-file logs/a.log' returned non-zero exit status 1.\n"
 
 
 def test_jobs_of_a_dry_run():

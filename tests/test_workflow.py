@@ -80,7 +80,7 @@ def changed(finished, tmp_path_factory):
         change(raw)
         config = folder / "changed.yaml"
         config.write_text(text(yaml.safe_dump(raw, sort_keys=False)))
-        return planned(finished, "--replace-workflow-config", "--configfile", str(config))
+        return planned(finished, "--configfile", str(config))
 
     return plan
 
@@ -257,6 +257,7 @@ def test_editing_code_reruns_what_imports_it(finished):
         ("kdag/job/cli.py", "no space left", "no room left", {}),
         ("kdag/job/gpu_lease.py", "LOG_LINES = 60.0", "LOG_LINES = 30.0", {}),
         ("plan.py", "{:<16}", "{:<18}", {}),
+        ("kdag/evaluation/tasks/ifbench.py", '"""', '"""Edited. ', {}),
     ],
 )
 def test_an_edit_runs_what_it_changes_and_no_more(finished, file, old, new, expected):
@@ -335,7 +336,7 @@ def test_real_rows_and_prompts_through_the_same_dag(finished, shared_data, tmp_p
     raw["evaluation"]["limit"] = 48
     config = tmp_path / "real.yaml"
     config.write_text(yaml.safe_dump(raw))
-    finished.snakemake("--replace-workflow-config", "--configfile", str(config))
+    finished.snakemake("--configfile", str(config))
     table = pd.read_csv(finished.folder / "results" / "real" / "report" / "table.csv")
     assert len(table) == 5 and set(table["n_prompts"]) == {48} and table["n_instructions"].nunique() == 1
 
@@ -346,7 +347,7 @@ def test_bad_configuration_stops_before_anything_runs(finished, tmp_path):
     raw["distilation"] = {}
     config = tmp_path / "bad.yaml"
     config.write_text(yaml.safe_dump(raw))
-    done = finished.snakemake("--replace-workflow-config", "--configfile", str(config), check=False)
+    done = finished.snakemake("--configfile", str(config), check=False)
     assert done.returncode != 0
     assert "skwe_lambda" in done.stderr and "did you mean `skew_lambda`?" in done.stderr
     assert "distilation: no such key; did you mean `distillation`?" in done.stderr

@@ -9,7 +9,6 @@
 # params(stage)   the stage's part of the configuration as one canonical JSON string
 # needs(stage)    the resources of a job: GPUs, memory, time; planned: seconds that it should take
 # model_home(id)  the folder with model/ and manifest.json of a model
-import ast
 import functools
 import os
 import re
@@ -18,17 +17,19 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-SCRIPTS = Path(workflow.basedir, "workflow", "scripts")
-TALK = SCRIPTS / "kdag" / "job"
+WORKFLOW = Path(str(workflow.current_basedir.get_path_or_uri(secret_free=False))).parent
+SCRIPTS = WORKFLOW / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
 from kdag.config import yaml_file
 from kdag.models import files
 from kdag.planning import expected, devices
 from kdag.config.load import load_config
+from kdag.files.code import files_of
 from kdag.job.errors import UserError
 from kdag.planning.jobsize import host_mb, minutes, model_bytes
 from kdag.files.hashes import canonical_json, sha256_json
+from kdag.operate import adopt
 from kdag.operate.orphans import PREFIX, orphans, refusal
 from kdag.config.roster import (
     STUDENT_UNTRAINED,
@@ -48,11 +49,20 @@ try:
     CONFIG = load_config({k: v for k, v in config.items() if k != "pathvars"})
 except UserError as error:
     files = ", ".join(os.path.relpath(file) for file in workflow.configfiles)
-    together = len(workflow.configfiles) > 1
     raise WorkflowError(
         f"The configuration is not valid; nothing has run. It is that of {files}.",
         *str(error).split("\n"),
-        *["(The files count together; with --replace-workflow-config the last counts alone.)"] * together,
+    )
+
+# A job's own snakemake, here or on a node, reads the configuration again: it must be that of the run.
+STARTED_WITH = "KDAG_CONFIGURATION"
+read = sha256_json(CONFIG.model_dump(mode="json"))
+if workflow.is_main_process:
+    os.environ[STARTED_WITH] = read
+elif os.environ.get(STARTED_WITH, read) != read:
+    raise WorkflowError(
+        "This job reads another configuration than the run that started it; nothing has been computed. Was a "
+        f"file of it edited since? {', '.join(os.path.relpath(file) for file in workflow.configfiles)}"
     )
 
 MODELS = model_ids(CONFIG)
@@ -77,23 +87,12 @@ if OUTPUT_CACHE:
 
 def code(script):
     """The script itself first, then what it imports; relative, so that the folder may move."""
-    files, todo = [], [SCRIPTS / f"{script}.py"]
-    while todo:
-        file = todo.pop(0)
-        if file in files or not file.is_file() or file.parent == TALK:
-            continue
-        files.append(file)
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [
-                    node.module,
-                    *(f"{node.module}.{alias.name}" for alias in node.names),
-                ]
-            todo += [SCRIPTS.joinpath(*name.split(".")).with_suffix(".py") for name in names]
-    return [os.path.relpath(file) for file in files]
+    return list(map(os.path.relpath, files_of(SCRIPTS / f"{script}.py")))
+
+
+def shipped(file):
+    """A file of workflow/, from where the run is."""
+    return os.path.relpath(WORKFLOW / file)
 
 
 def divergence_code(wildcards):
@@ -215,8 +214,27 @@ def model_home(model):
     return fixed.get(model) or f"<results>/{home_of(CONFIG, model)}"
 
 
+def refuse_unknown(outputs=()):
+    """Stop before results that were moved here are deleted, or believed: operate/adopt.py."""
+    here = f"results/{CONFIG.experiment}"
+    folders = ["data", "teacher", "cache", *(f"eval/{model}" for model in MODELS)]
+    folders += [f"eval/{model}/{task}" for model in MODELS for task in TASKS]
+    homes = [model_home(model).replace("<results>", here) for model in MODELS]
+    places = [Path(here, folder) for folder in folders] + [Path(home) for home in homes]
+    places += [Path(place) for place in (DATASET, PROMPTS, NLTK, *map(task_home, TASKS))]
+    if os.getenv(adopt.ADOPTING) or not workflow.is_main_process:
+        return
+    if found := adopt.unknown(places, list(outputs), Path(".snakemake")):
+        given = [f" CONFIG={os.path.relpath(file)}" for file in workflow.overwrite_configfiles[-1:]]
+        raise WorkflowError(*adopt.refusal(found, f"make adopt{''.join(given)}"))
+
+
+refuse_unknown()
+
 onstart:
     # Only the run itself comes here: no dry run, and no job's own snakemake.
+    dear = [job for job in workflow.dag.needrun_jobs() if job.rule.name not in adopt.CHEAP]
+    refuse_unknown(str(output) for job in dear for output in job.output)
     slurm = hasattr(workflow.executor_settings, "jobname_prefix")
     prefix = (slurm and workflow.executor_settings.jobname_prefix) or PREFIX
     try:

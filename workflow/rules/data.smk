@@ -18,8 +18,8 @@ rule fetch_teacher:
     params:
         config=params("fetch_teacher"),
     shell:
-        "python {input.code[0]} --config {params.config:q} --output {output.model:q}"
-        " --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+        "python {input.code[0]:q} --config {params.config:q} --output {output.model:q}"
+        " --manifest {output.manifest:q} --log-file {log:q}"
 
 
 if CONFIG.student.derive:
@@ -41,8 +41,8 @@ if CONFIG.student.derive:
         params:
             config=params("derive_student"),
         shell:
-            "python {input.code[0]} --config {params.config:q} --teacher {input.model:q}"
-            " --output {output.model:q} --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+            "python {input.code[0]:q} --config {params.config:q} --teacher {input.model:q}"
+            " --output {output.model:q} --manifest {output.manifest:q} --log-file {log:q}"
 
 elif STUDENT != TEACHER:
 
@@ -61,8 +61,8 @@ elif STUDENT != TEACHER:
         params:
             config=params("fetch_student"),
         shell:
-            "python {input.code[0]} --config {params.config:q} --output {output.model:q}"
-            " --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+            "python {input.code[0]:q} --config {params.config:q} --output {output.model:q}"
+            " --manifest {output.manifest:q} --log-file {log:q}"
 
 
 rule fetch_dataset:
@@ -80,8 +80,8 @@ rule fetch_dataset:
     params:
         config=params("fetch_dataset"),
     shell:
-        "python {input.code[0]} --config {params.config:q} --output {output.rows:q}"
-        " --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+        "python {input.code[0]:q} --config {params.config:q} --output {output.rows:q}"
+        " --manifest {output.manifest:q} --log-file {log:q}"
 
 
 rule fetch_prompts:
@@ -99,8 +99,8 @@ rule fetch_prompts:
     params:
         config=params("fetch_prompts"),
     shell:
-        "python {input.code[0]} --config {params.config:q} --output {output.rows:q}"
-        " --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+        "python {input.code[0]:q} --config {params.config:q} --output {output.rows:q}"
+        " --manifest {output.manifest:q} --log-file {log:q}"
 
 
 rule fetch_nltk_data:
@@ -115,7 +115,7 @@ rule fetch_nltk_data:
     conda:
         "../../envs/eval.yaml"
     shell:
-        "python {input.code[0]} --output {output.data:q} --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+        "python {input.code[0]:q} --output {output.data:q} --manifest {output.manifest:q} --log-file {log:q}"
 
 
 rule fetch_task:
@@ -134,8 +134,8 @@ rule fetch_task:
     params:
         config=params("fetch_task"),
     shell:
-        "python {input.code[0]} --config {params.config:q} --output {output.task:q}"
-        " --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+        "python {input.code[0]:q} --config {params.config:q} --output {output.task:q}"
+        " --manifest {output.manifest:q} --log-file {log:q}"
 
 
 rule subset:
@@ -158,10 +158,10 @@ rule subset:
     params:
         config=params("subset"),
     shell:
-        "python {input.code[0]} --config {params.config:q} --rows {input.rows:q}"
+        "python {input.code[0]:q} --config {params.config:q} --rows {input.rows:q}"
         " --teacher {input.teacher_model:q} --student {input.student_model:q}"
         " --train {output.train:q} --heldout {output.heldout:q} --manifest {output.manifest:q}"
-        " 2>&1 | tee {log:q}"
+        " --log-file {log:q}"
 
 
 rule select_prompts:
@@ -180,5 +180,5 @@ rule select_prompts:
     params:
         config=params("select_prompts"),
     shell:
-        "python {input.code[0]} --config {params.config:q} --input {input.rows:q}"
-        " --nltk-data {input.nltk_data:q} --output {output.prompts:q} 2>&1 | tee {log:q}"
+        "python {input.code[0]:q} --config {params.config:q} --input {input.rows:q}"
+        " --nltk-data {input.nltk_data:q} --output {output.prompts:q} --log-file {log:q}"

@@ -27,10 +27,10 @@ rule generate:
     params:
         config=params("generate"),
     shell:
-        "python {input.code[0]} --name generate/{wildcards.model}"
+        "python {input.code[0]:q} --name generate/{wildcards.model}"
         " --gpus {resources.gpu} --planned {resources.planned}"
         " --config {params.config:q} --model {input.model:q} --prompts {input.prompts:q}"
-        " --output {output.samples:q} --settings {output.settings:q} 2>&1 | tee {log:q}"
+        " --output {output.samples:q} --settings {output.settings:q} --log-file {log:q}"
 
 
 rule score:
@@ -49,9 +49,9 @@ rule score:
     conda:
         "../../envs/eval.yaml"
     shell:
-        "python {input.code[0]} --name score/{wildcards.model} --prompts {input.prompts:q}"
+        "python {input.code[0]:q} --name score/{wildcards.model} --prompts {input.prompts:q}"
         " --responses {input.samples:q} --generation {input.settings:q} --nltk-data {input.nltk_data:q}"
-        " --output {output.scores:q} 2>&1 | tee {log:q}"
+        " --output {output.scores:q} --log-file {log:q}"
 
 
 rule measure_fidelity:
@@ -79,10 +79,10 @@ rule measure_fidelity:
     params:
         config=params("measure_fidelity"),
     shell:
-        "python {input.code[0]} --name fidelity/{wildcards.model}"
+        "python {input.code[0]:q} --name fidelity/{wildcards.model}"
         " --gpus {resources.gpu} --planned {resources.planned}"
         " --config {params.config:q} --model {input.model:q} --untrained {input.untrained:q}"
-        " --heldout {input.heldout:q} --cache {input.cache:q} --output {output.fidelity:q} 2>&1 | tee {log:q}"
+        " --heldout {input.heldout:q} --cache {input.cache:q} --output {output.fidelity:q} --log-file {log:q}"
 
 
 rule evaluate_task:
@@ -108,7 +108,7 @@ rule evaluate_task:
     params:
         config=params("evaluate_task"),
     shell:
-        "python {input.code[0]} --name {wildcards.task}/{wildcards.model}"
+        "python {input.code[0]:q} --name {wildcards.task}/{wildcards.model}"
         " --gpus {resources.gpu} --planned {resources.planned}"
         " --config {params.config:q} --model {input.model:q} --task {input.task:q}"
-        " --fetched {input.fetched:q} --output {output.samples:q} --scores {output.scores:q} 2>&1 | tee {log:q}"
+        " --fetched {input.fetched:q} --output {output.samples:q} --scores {output.scores:q} --log-file {log:q}"

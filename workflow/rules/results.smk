@@ -32,18 +32,18 @@ rule aggregate:
     params:
         config=params("aggregate"),
     shell:
-        "python {input.code[0]} --config {params.config:q} --scores {input.scores:q}"
+        "python {input.code[0]:q} --config {params.config:q} --scores {input.scores:q}"
         " --manifests {input.manifests:q} --fidelity {input.fidelity:q} --tasks {input.tasks:q} --table {output.markdown:q} --csv {output.csv:q}"
         " --latex {output.latex:q} --intervals {output.intervals:q} --comparisons {output.comparisons:q}"
         " --seeds {output.seeds:q} --verdict {output.verdict:q} --notes {output.notes:q} --fidelity-csv {output.fidelity:q}"
         " --tasks-csv {output.tasks:q}"
-        " 2>&1 | tee {log:q}"
+        " --log-file {log:q}"
 
 
 rule write_report:
     input:
         code=code("write_report"),
-        template="workflow/report/index.html.j2",
+        template=shipped("report/index.html.j2"),
         scores=expand("<results>/eval/{model}/scores.json", model=MODELS),
         samples=expand("<results>/eval/{model}/samples.jsonl", model=MODELS),
         fidelity=expand("<results>/eval/{model}/fidelity.json", model=COMPARED),
@@ -65,17 +65,17 @@ rule write_report:
     params:
         config=params("write_report"),
     shell:
-        "python {input.code[0]} --config {params.config:q} --template {input.template:q}"
+        "python {input.code[0]:q} --config {params.config:q} --template {input.template:q}"
         " --scores {input.scores:q} --fidelity {input.fidelity:q} --training {input.training:q}"
         " --manifests {input.manifests:q} --intervals {input.intervals:q}"
         " --comparisons {input.comparisons:q} --tasks {input.tasks:q} --verdict {input.verdict:q} --notes {input.notes:q}"
-        " --plan {output.plan:q} --output {output.html:q} 2>&1 | tee {log:q}"
+        " --plan {output.plan:q} --output {output.html:q} --log-file {log:q}"
 
 
 rule write_cards:
     input:
         code=code("write_cards"),
-        template="workflow/report/model_card.md.j2",
+        template=shipped("report/model_card.md.j2"),
         data="<results>/data/manifest.json",
         scores=expand("<results>/eval/{model}/scores.json", model=MODELS),
         fidelity=expand("<results>/eval/{model}/fidelity.json", model=STUDENTS),
@@ -91,4 +91,4 @@ rule write_cards:
     params:
         config=params("write_cards"),
     shell:
-        "python {input.code[0]} --config {params.config:q} --data {input.data:q} --output {output:q} 2>&1 | tee {log:q}"
+        "python {input.code[0]:q} --config {params.config:q} --data {input.data:q} --output {output:q} --log-file {log:q}"

@@ -25,10 +25,10 @@ rule sft_student:
     params:
         config=params("sft_student"),
     shell:
-        "python {input.code[0]} --name sft/seed{wildcards.seed}"
+        "python {input.code[0]:q} --name sft/seed{wildcards.seed}"
         " --gpus {resources.gpu} --planned {resources.planned} --tensorboard {resources.tensorboard}"
         " --config {params.config:q} --model {input.model:q} --train {input.train:q}"
-        " --output {output.model:q} --log {output.log:q} --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+        " --output {output.model:q} --log {output.log:q} --manifest {output.manifest:q} --log-file {log:q}"
 
 
 rule distill:
@@ -58,8 +58,8 @@ rule distill:
     params:
         config=params("distill"),
     shell:
-        "python {input.code[0]} --name {wildcards.strategy}/seed{wildcards.seed}"
+        "python {input.code[0]:q} --name {wildcards.strategy}/seed{wildcards.seed}"
         " --gpus {resources.gpu} --planned {resources.planned} --tensorboard {resources.tensorboard}"
         " --config {params.config:q} --model {input.model:q} --train {input.train:q}"
         " --teacher {input.teacher:q} --expect-teacher {input.trained:q}"
-        " --output {output.model:q} --log {output.log:q} --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+        " --output {output.model:q} --log {output.log:q} --manifest {output.manifest:q} --log-file {log:q}"

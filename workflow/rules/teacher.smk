@@ -27,10 +27,10 @@ rule sft_teacher:
     params:
         config=params("sft_teacher"),
     shell:
-        "python {input.code[0]} --name sft_teacher"
+        "python {input.code[0]:q} --name sft_teacher"
         " --gpus {resources.gpu} --planned {resources.planned} --tensorboard {resources.tensorboard} --config {params.config:q}"
         " --model {input.model:q} --train {input.train:q} --output {output.model:q} --log {output.log:q}"
-        " --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+        " --manifest {output.manifest:q} --log-file {log:q}"
 
 
 if CONFIG.teacher_cache.shards == 1:
@@ -61,10 +61,10 @@ if CONFIG.teacher_cache.shards == 1:
             config=params("cache_teacher"),
             parts=CACHED,
         shell:
-            "python {input.code[0]} --name cache_teacher"
+            "python {input.code[0]:q} --name cache_teacher"
             " --gpus {resources.gpu} --planned {resources.planned} --config {params.config:q}"
             " --model {input.model:q} --parts {params.parts} --train {input.train:q}"
-            " --heldout {input.heldout:q} --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+            " --heldout {input.heldout:q} --manifest {output.manifest:q} --log-file {log:q}"
 
 else:
 
@@ -98,12 +98,12 @@ else:
             config=params("cache_teacher"),
             parts=CACHED,
         shell:
-            "python {input.code[0]} --name cache/{wildcards.share}-of-{wildcards.shares}"
+            "python {input.code[0]:q} --name cache/{wildcards.share}-of-{wildcards.shares}"
             " --gpus {resources.gpu} --planned {resources.planned}"
             " --config {params.config:q} --model {input.model:q}"
             " --parts {params.parts} --train {input.train:q} --heldout {input.heldout:q}"
             " --share {wildcards.share}/{wildcards.shares} --files {output.files:q}"
-            " --manifest {output.manifest:q} 2>&1 | tee {log:q}"
+            " --manifest {output.manifest:q} --log-file {log:q}"
 
     rule gather_cache:
         input:
@@ -120,5 +120,5 @@ else:
         conda:
             "../../envs/train.yaml"
         shell:
-            "python {input.code[0]} --shares {input.shares:q} --manifest {output.manifest:q}"
-            " 2>&1 | tee {log:q}"
+            "python {input.code[0]:q} --shares {input.shares:q} --manifest {output.manifest:q}"
+            " --log-file {log:q}"

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from kdag.files.atomic import write_text
+from kdag.files.records import recorded
 from kdag.files.seals import check_source, read_sealed
 from kdag.job import cli
 from kdag.report import answers, comparisons, measures, table
@@ -82,4 +83,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments())
+    cli.run(recorded(main), arguments())

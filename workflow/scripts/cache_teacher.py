@@ -14,8 +14,8 @@ from kdag.config import precision
 from kdag.config.training import TeacherCache as Settings
 from kdag.files.atomic import atomic_path
 from kdag.files.hashes import sha256_file
-from kdag.files.manifest import write_manifest
-from kdag.files.reading import read_json
+from kdag.files.manifest import SUBSET, read_manifest, write_manifest
+from kdag.files.records import recorded
 from kdag.job import arithmetic, cli, progress
 from kdag.job.gpu_lease import leased
 
@@ -48,7 +48,7 @@ def main(args):
 
     settings = Settings(**args.config)
     settings = settings.model_copy(update={"dtype": precision.settle(settings.dtype, "teacher_cache.dtype")})
-    subset = read_json(args.train.parent / "manifest.json")
+    subset = read_manifest(args.train.parent / "manifest.json", SUBSET)
     frames = {part: read_rows(getattr(args, part)) for part in args.parts}
     files = files_of_share({k: len(f) for k, f in frames.items()}, settings.rows_per_shard, *args.share)
     stored = {part: settings.store if part == "train" else "hidden" for part in frames}
@@ -132,4 +132,4 @@ def encoder(store: str, head, settings: Settings):
 
 
 if __name__ == "__main__":
-    cli.run(leased(main), arguments(), memory="teacher_cache.batch_tokens")
+    cli.run(recorded(leased(main)), arguments(), memory="teacher_cache.batch_tokens")

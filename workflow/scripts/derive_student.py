@@ -8,6 +8,7 @@ from kdag.config.sources import Derive
 from kdag.files.atomic import atomic_path
 from kdag.files.hashes import sha256_file
 from kdag.files.manifest import write_manifest
+from kdag.files.records import recorded
 from kdag.job import cli
 from kdag.models import derive, load, save
 
@@ -37,4 +38,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments())
+    cli.run(recorded(main), arguments())

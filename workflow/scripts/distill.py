@@ -5,6 +5,7 @@ from pathlib import Path
 
 from kdag.config.section import checked
 from kdag.config.training import DistillationJob
+from kdag.files.records import recorded
 from kdag.job import cli
 from kdag.job.launching import one_process_per_gpu
 from kdag.training import backends
@@ -66,4 +67,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(one_process_per_gpu(main, DistillationJob), arguments())
+    cli.run(recorded(one_process_per_gpu(main, DistillationJob)), arguments())

@@ -33,6 +33,7 @@ TORCH = (
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, default=ROOT / "config.yaml", help="the experiment")
+    parser.add_argument("--quiet", action="store_true", help="print only what is not in order")
     parser.add_argument("--no-network", action="store_true", help="ask no address")
     return parser
 
@@ -184,7 +185,9 @@ def main(args) -> int:
     )
     held = doctor.locks([str(file) for file in Path(".snakemake/locks").glob("*")])
     findings += [held] if held else []
-    print(doctor.table(findings))
+    shown = [finding for finding in findings if finding.level != OK] if args.quiet else findings
+    if shown:
+        print(doctor.table(shown))
     return int(any(finding.level == PROBLEM for finding in findings))
 
 

@@ -10,6 +10,7 @@ from kdag.files.atomic import write_jsonl
 from kdag.files.hashes import sha256_file
 from kdag.files.manifest import write_manifest
 from kdag.files.reading import read_jsonl
+from kdag.files.records import recorded
 from kdag.job import cli
 from kdag.job.errors import UserError
 
@@ -96,4 +97,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments(), network=True)
+    cli.run(recorded(main), arguments(), network=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from kdag.data.sources import fetching, package_file
 from kdag.files.atomic import atomic_path
 from kdag.files.manifest import write_manifest
+from kdag.files.records import recorded
 from kdag.job import cli
 from kdag.job.errors import UserError
 from kdag.models import files
@@ -85,4 +86,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments(), network=True)
+    cli.run(recorded(main), arguments(), network=True)

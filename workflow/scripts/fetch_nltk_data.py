@@ -14,6 +14,7 @@ from pathlib import Path
 from kdag.evaluation.tasks import ifeval
 from kdag.files.atomic import atomic_path
 from kdag.files.manifest import write_manifest
+from kdag.files.records import recorded
 from kdag.job import cli
 from kdag.job.errors import UserError
 
@@ -73,4 +74,4 @@ def check(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments(), network=True)
+    cli.run(recorded(main), arguments(), network=True)

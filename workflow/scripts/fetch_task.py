@@ -8,6 +8,7 @@ from kdag.data.sources import fetching
 from kdag.evaluation import harness
 from kdag.files.atomic import atomic_path
 from kdag.files.manifest import write_manifest
+from kdag.files.records import recorded
 from kdag.job import cli
 
 
@@ -32,4 +33,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments(), network=True)
+    cli.run(recorded(main), arguments(), network=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kdag.files.atomic import atomic_path, write_json
 from kdag.files.reading import read_json
+from kdag.files.records import recorded
 from kdag.job import cli
 from kdag.job.errors import UserError
 
@@ -101,4 +102,4 @@ def link(source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments())
+    cli.run(recorded(main), arguments())

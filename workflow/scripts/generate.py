@@ -13,6 +13,7 @@ from kdag.files.atomic import write_jsonl
 from kdag.files.hashes import sha256_file
 from kdag.files.manifest import sha256_beside
 from kdag.files.reading import read_jsonl
+from kdag.files.records import recorded
 from kdag.files.seals import write_sealed
 from kdag.job import cli
 from kdag.job.gpu_lease import leased
@@ -44,4 +45,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(leased(main), arguments(), memory="evaluation.batch_size")
+    cli.run(recorded(leased(main)), arguments(), memory="evaluation.batch_size")

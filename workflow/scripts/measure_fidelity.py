@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from kdag.files.hashes import sha256_file
-from kdag.files.reading import read_json
+from kdag.files.manifest import SUBSET, read_manifest
+from kdag.files.records import recorded
 from kdag.files.seals import write_sealed
 from kdag.job import cli, progress
 from kdag.job.gpu_lease import leased
@@ -33,7 +34,9 @@ def main(args):
     from kdag.teacher.cache import TeacherCache, answer_states, count_tokens
 
     frame = read_rows(args.heldout)
-    cache = TeacherCache(args.cache, "heldout", frame, read_json(args.heldout.parent / "manifest.json"))
+    cache = TeacherCache(
+        args.cache, "heldout", frame, read_manifest(args.heldout.parent / "manifest.json", SUBSET)
+    )
     vocabulary = len(cache.head)
     dtype = precision.settle(args.config["dtype"], "evaluation.dtype")
     pace = progress.Pace(count_tokens(frame) * len({args.untrained, args.model}))
@@ -67,4 +70,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(leased(main), arguments())
+    cli.run(recorded(leased(main)), arguments())

@@ -14,7 +14,7 @@ from kdag.config import yaml_file
 from kdag.config.roster import SFT, TEACHER, home_of, student_ids, trained_ids
 from kdag.config.stages import stage_params
 from kdag.files.atomic import atomic_path
-from kdag.files.manifest import verify_files
+from kdag.files.manifest import read_manifest, verify_files
 from kdag.files.reading import read_json
 from kdag.job import cli
 from kdag.job.errors import UserError, missing
@@ -59,7 +59,10 @@ def check_same(config, home: Path, model: str) -> None:
     """The card shows the configuration, so the model must be of it."""
     strategy, seed = student_ids(config).get(model, ("", 0))
     stage = {"": "sft_teacher", SFT: "sft_student"}.get(strategy, "distill")
-    wanted, trained = stage_params(config, stage, strategy, seed), read_json(home / "manifest.json")["params"]
+    wanted, trained = (
+        stage_params(config, stage, strategy, seed),
+        read_manifest(home / "manifest.json")["params"],
+    )
     for key in sorted(wanted.keys() & trained.keys()):
         if wanted[key] != trained[key]:
             raise UserError(

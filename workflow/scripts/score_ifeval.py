@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kdag.evaluation.tasks import ifeval
 from kdag.files.reading import read_json, read_jsonl
+from kdag.files.records import recorded
 from kdag.files.seals import check_source, read_sealed, write_sealed
 from kdag.job import cli
 from kdag.job.errors import UserError
@@ -77,4 +78,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments())
+    cli.run(recorded(main), arguments())

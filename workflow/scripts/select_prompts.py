@@ -11,6 +11,7 @@ from pathlib import Path
 from kdag.evaluation.tasks import ifeval
 from kdag.files.atomic import write_jsonl
 from kdag.files.reading import read_jsonl
+from kdag.files.records import recorded
 from kdag.job import cli
 
 
@@ -45,4 +46,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments())
+    cli.run(recorded(main), arguments())

@@ -5,8 +5,6 @@ python workflow/scripts/status.py [--config experiments/demo.yaml]
 It takes no lock and changes no file of the run: ask while a run goes on as often as you like, also on SLURM.
 """
 
-import subprocess
-import sys
 from pathlib import Path
 
 from kdag.job import cli
@@ -20,24 +18,11 @@ def arguments():
     return parser
 
 
-def dry_run(config: Path | None, *options: str) -> str:
-    """What Snakemake would do; UserError with its own last words where it cannot say."""
-    chosen = ["--replace-workflow-config", "--configfile", str(config)] if config else []
-    command = [sys.executable, "-m", "snakemake", "--workflow-profile", "none", "--cores", "1", "-n"]
-    command += ["--rerun-incomplete", "--nocolor", *options, *chosen]
-    done = subprocess.run(command, text=True, capture_output=True)
-    if done.returncode:
-        words = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        start = next((n for n, line in enumerate(words) if "Error" in line), -1)
-        raise UserError("\n".join(words[start:]))
-    return done.stdout
-
-
 def main(args):
     if args.config and not args.config.is_file():
         raise UserError(f"{args.config}: no such file")
-    everything = status.jobs(dry_run(args.config, "--forceall"))
-    open_jobs = set(status.jobs(dry_run(args.config)))
+    everything = status.jobs(status.dry_run(args.config, "--forceall"))
+    open_jobs = set(status.jobs(status.dry_run(args.config)))
     kept = Path(".snakemake")
     begun, ended = status.records(kept / "incomplete"), status.records(kept / "metadata")
     past = status.runs(kept / "log")

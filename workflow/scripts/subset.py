@@ -11,6 +11,7 @@ from kdag.files.atomic import atomic_path
 from kdag.files.hashes import sha256_file
 from kdag.files.manifest import write_manifest
 from kdag.files.reading import read_jsonl
+from kdag.files.records import recorded
 from kdag.job import cli
 from kdag.job.errors import UserError
 
@@ -76,4 +77,4 @@ def encode_rows(args, settings: Data):
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments())
+    cli.run(recorded(main), arguments())

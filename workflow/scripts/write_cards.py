@@ -7,6 +7,7 @@ from kdag.config.experiment import Config
 from kdag.config.roster import trained_ids
 from kdag.config.section import checked
 from kdag.files.atomic import write_text
+from kdag.files.records import recorded
 from kdag.job import cli
 from kdag.report import model_card
 
@@ -27,4 +28,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments())
+    cli.run(recorded(main), arguments())

@@ -12,7 +12,9 @@ from kdag.config.roster import TEACHER
 from kdag.config.section import checked
 from kdag.config.stages import shown
 from kdag.files.atomic import write_json, write_text
+from kdag.files.manifest import read_manifest
 from kdag.files.reading import read_json, read_jsonl
+from kdag.files.records import recorded
 from kdag.files.seals import check_source, read_sealed
 from kdag.job import cli
 from kdag.job.errors import UserError
@@ -45,7 +47,7 @@ def main(args):
     scores = {path.parent.name: read_sealed(path) for path in args.scores}
     for path in args.scores:
         check_source(path, scores[path.parent.name]["inputs"], "samples", path.with_name("samples.jsonl"))
-    manifest = read_json(args.manifests[0])
+    manifest = read_manifest(args.manifests[0], ("device", "processor", "dtype"))
     labels = {row["model"]: row["label"] for row in rows}
     trained = [row["model"] for row in rows if row["model"] == TEACHER or row["role"] == "student"]
     statistics = configuration["statistics"]
@@ -87,7 +89,7 @@ def predicted(raw: dict, manifests: list[Path], results: Path) -> dict:
     """What `make plan` would have said of this experiment on this machine; no stages where it knows neither
     the device nor the architecture."""
     config = checked(Config, raw)
-    device = read_json(manifests[0])["device"]
+    device = read_manifest(manifests[0], ("device",))["device"]
     try:
         device = devices.of_device(device)
         teacher, student, *_ = (
@@ -101,4 +103,4 @@ def predicted(raw: dict, manifests: list[Path], results: Path) -> dict:
 
 
 if __name__ == "__main__":
-    cli.run(main, arguments())
+    cli.run(recorded(main), arguments())

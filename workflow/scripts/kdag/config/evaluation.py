@@ -1,14 +1,23 @@
 """The section `evaluation`: IFEval, how answers are made, and further tasks."""
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from kdag.config.section import Dtype, Number, Section, refuse_braces
 from kdag.config.sources import Prompts
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+MOST_FILES = 1000  # in the folder of a task; each is an input of its jobs
+
+
+def no_file(task: str) -> str:
+    """A task's folder lies next to the files of IFEval's answers and scores."""
+    if task.endswith((".json", ".jsonl")):
+        raise ValueError("a task's name does not end like a file's")
+    return task
 
 
 class Task(Section):
@@ -24,6 +33,8 @@ class Task(Section):
         refuse_braces(self.path)
         if self.path and not Path(self.path).is_dir():
             raise ValueError(f"no such folder: {self.path}")
+        if self.path and len(list(itertools.islice(Path(self.path).rglob("*"), MOST_FILES + 1))) > MOST_FILES:
+            raise ValueError(f"{self.path} holds more than {MOST_FILES} files; name the task's own folder")
         return self
 
 
@@ -39,7 +50,7 @@ class Evaluation(Section):
     batch_size: int = Field(64, gt=0, description="prompts per forward pass; pinned, as bf16 sees it")
     repetition_penalty: Number = Field(1.0, ge=1, le=2, description="1: none")
     dtype: Dtype = "auto"
-    tasks: dict[Annotated[str, Field(pattern=NAME)], Task] = Field(
+    tasks: dict[Annotated[str, Field(pattern=NAME), AfterValidator(no_file)], Task] = Field(
         default_factory=dict, description="further tasks, by lm-eval's names, or ifbench"
     )
 

@@ -17,7 +17,9 @@ from kdag.losses.parameters import PARAMETERS, resolve
 
 def load_config(raw: dict) -> Config:
     """Check the whole configuration. UserError has one line per mistake, all of them at once."""
-    strategies, lines = {}, []
+    strategies, lines = {}, no_text(raw)
+    if lines:
+        raise UserError("\n".join(lines))
     if isinstance(raw, dict) and isinstance(raw.get("strategies"), dict):
         try:
             strategies = expand_sweeps(raw["strategies"])
@@ -38,6 +40,18 @@ def load_config(raw: dict) -> Config:
     if lines:
         raise UserError("\n".join(lines))
     return config
+
+
+def no_text(value, where: str = "") -> list[str]:
+    """Keys that YAML does not read as text: no, null, 1 without quotes."""
+    lines = []
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if isinstance(key, str):
+                lines += no_text(inner, f"{where}{key}.")
+            else:
+                lines.append(f"{where}{key}: YAML reads this name as {key!r}; write it in quotes")
+    return lines
 
 
 def with_parameters(strategy):

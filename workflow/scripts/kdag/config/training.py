@@ -69,7 +69,10 @@ class TeacherCache(Section):
     batch_tokens: int = Field(8192, gt=0, description="padded tokens per forward pass")
     rows_per_shard: int = Field(512, gt=0, description="rows per file")
     shards: int = Field(
-        1, gt=0, description="jobs that write it side by side, whole files each; the result is the same"
+        1,
+        gt=0,
+        le=1000,
+        description="jobs that write it side by side, whole files each; the result is the same",
     )
     store: Literal["hidden", "hidden-int8", "topk", "logits"] = Field(
         "hidden", description="what is stored of a training row; only hidden is exact and small"

@@ -13,6 +13,9 @@ from kdag.files.hashes import sha256_file
 from kdag.files.reading import read_json, rebuild
 from kdag.job.errors import UserError
 
+KEYS = ("stage", "params", "inputs", "files", "versions")  # of every manifest
+SUBSET = ("vocabulary_size", "vocabulary_hash", "template_hash")  # of that of the encoded rows besides
+CACHE = ("vocabulary_hash", "template_hash", "row_hashes", "store")
 PACKAGES = (
     "torch",
     "transformers",
@@ -63,15 +66,24 @@ def write_manifest(path: Path, *, stage: str, params: dict, inputs: dict, output
     return manifest
 
 
-def verify_files(manifest_path: Path, prefixes: tuple[str, ...] = ("",)) -> dict:
+def read_manifest(path: Path, keys: tuple[str, ...] = ()) -> dict:
+    """A manifest that has what every one has, and `keys` besides; UserError where it is another file."""
+    manifest = read_json(path)
+    whole = isinstance(manifest, dict) and set(keys) | set(KEYS) <= set(manifest)
+    if not whole or not all(isinstance(manifest[key], dict) for key in ("inputs", "files")):
+        raise UserError(f"{path} is not a manifest. {rebuild(path)}")
+    if not all(isinstance(f, dict) and {"bytes", "sha256"} <= set(f) for f in manifest["files"].values()):
+        raise UserError(f"{path} is not a manifest. {rebuild(path)}")
+    return manifest
+
+
+def verify_files(manifest_path: Path, prefixes: tuple[str, ...] = ("",), keys: tuple[str, ...] = ()) -> dict:
     """Read a manifest and check every file it lists (whose name begins so) by size and hash.
 
     Raises UserError naming the damaged file and the way to rebuild it.
     """
     manifest_path = Path(manifest_path)
-    manifest = read_json(manifest_path)
-    if not isinstance(manifest, dict) or "files" not in manifest:
-        raise UserError(f"{manifest_path} is not a manifest. {rebuild(manifest_path)}")
+    manifest = read_manifest(manifest_path, keys)
     listed = {name: file for name, file in manifest["files"].items() if name.startswith(prefixes)}
     if not listed:
         raise UserError(

@@ -15,6 +15,8 @@ from kdag.models import packed
 # The stages log their own progress; bars would fill a log file with carriage returns.
 transformers_logging.set_verbosity_warning()
 transformers_logging.disable_progress_bar()
+transformers_logging.disable_default_handler()
+transformers_logging.enable_propagation()
 
 
 def device() -> torch.device:

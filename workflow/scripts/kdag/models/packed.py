@@ -1,8 +1,8 @@
 """Rows of a batch one behind the other, without padding and without a mask, on a CPU.
 
-The rows of a step are drawn at random, so a quarter of a padded batch is padding, which costs what real tokens
-cost, and a mask keeps attention from its fastest kernel. Packed, every layer but attention sees the tokens of
-all rows at once, and attention, row by row, transformers' own function without a mask.
+The rows of a step are drawn at random, so a quarter of a padded batch is padding, which costs what real
+tokens cost, and a mask keeps attention from its fastest kernel. Packed, every layer but attention sees the
+tokens of all rows at once, and attention, row by row, transformers' own function without a mask.
 """
 
 import torch
@@ -45,7 +45,7 @@ def on(model) -> bool:
 
 @torch.no_grad()
 def turn_on(model) -> bool:
-    """Pack from now on, if the model's layers keep rows apart; say whether. For passes over whole rows only."""
+    """Pack from now on, if the model's layers keep rows apart; says whether. For passes over whole rows."""
     config = model.config.get_text_config()
     full = set(getattr(config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
     before = model.config._attn_implementation

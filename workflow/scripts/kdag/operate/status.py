@@ -6,12 +6,20 @@ locked or changed, so this works next to a run, and as well where the jobs are S
 """
 
 import base64
+import contextlib
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+
+from kdag.files.code import SCRIPTS
+from kdag.job import parent
+from kdag.job.errors import UserError
 
 RUNNING, QUEUED, FAILED, INTERRUPTED, WAITING, DONE = (
     *("running", "in the queue", "failed", "interrupted", "waiting", "done"),
@@ -21,12 +29,14 @@ STATES = (DONE, RUNNING, QUEUED, FAILED, INTERRUPTED, WAITING)
 
 @dataclass(frozen=True)
 class Job:
-    """A job of the DAG; log: its file, None where the rule has none."""
+    """A job of the DAG; log: its file, None where the rule has none; command: with `-p` alone."""
 
     rule: str
     wildcards: str
     outputs: tuple[str, ...]
     log: str | None
+    inputs: tuple[str, ...] = ()
+    command: str = ""
 
     def __str__(self):
         values = [part.split("=", 1)[-1] for part in self.wildcards.split(", ")]
@@ -39,12 +49,31 @@ def jobs(dry_run: str) -> list[Job]:
     for line in [*dry_run.splitlines(), "rule end:"]:
         if heading := re.match(r"(?:local)?rule (\w+):$", line):
             if rule and keys.get("output"):
-                outputs = tuple(keys["output"].split(", "))
-                found.append(Job(rule, keys.get("wildcards", ""), outputs, keys.get("log")))
+                outputs, inputs = (tuple(keys.get(key, "").split(", ")) for key in ("output", "input"))
+                command = keys.get("Shell command", "")
+                found.append(Job(rule, keys.get("wildcards", ""), outputs, keys.get("log"), inputs, command))
             rule, keys = heading[1], {}
-        elif entry := re.match(r"    (output|log|wildcards): (.*)$", line):
+        elif entry := re.match(r"(?:    )?(input|output|log|wildcards|Shell command): (.*)$", line):
             keys[entry[1]] = entry[2]
     return found
+
+
+def snakemake(config: Path | None, *options: str) -> list[str]:
+    """The command that runs Snakemake with our rules in this folder, whoever calls it, without a profile."""
+    chosen = ["--configfile", str(config)] if config else []
+    rules = os.path.relpath(SCRIPTS.parents[1] / "Snakefile")
+    command = [sys.executable, "-m", "snakemake", "-s", rules, "--workflow-profile", "none", "--cores", "1"]
+    return [*command, "--rerun-incomplete", "--nocolor", *options, *chosen]
+
+
+def dry_run(config: Path | None, *options: str) -> str:
+    """What Snakemake would do; UserError with its own last words where it cannot say."""
+    done = subprocess.run(snakemake(config, "-n", *options), text=True, capture_output=True)
+    if done.returncode:
+        words = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        start = next((n for n, line in enumerate(words) if "Error" in line), -1)
+        raise UserError("\n".join(words[start:]))
+    return done.stdout
 
 
 # --- what Snakemake keeps of jobs that have begun ---------------------------------------------------------
@@ -78,7 +107,7 @@ def run(name: str, text: str) -> Run:
     Where rules are not shown (--quiet rules), only the command that failed says which log was its own.
     """
     failed = re.findall(r"^    log: (.*?) \(check log file", text, re.M)
-    failed += re.findall(r"\| tee (\S+)' (?:returned non-zero|died with)", text)
+    failed += re.findall(r"--log-file (\S+)' (?:returned non-zero|died with)", text)
     host = re.search(r"^  Host: (.*)$", text, re.M)
     began = datetime.strptime(name.removesuffix(".snakemake.log"), "%Y-%m-%dT%H%M%S.%f").timestamp()
     ended = re.search(r"^(Elapsed time|Complete log)", text, re.M)
@@ -92,23 +121,34 @@ def runs(folder: Path, newest: int = 20) -> list[Run]:
     return [run(name, text) for name, text in texts if "\nJob stats:" in text]
 
 
-def works_here(folder: Path) -> bool:
-    """Does a Snakemake run in `folder` on this machine? True where nobody can tell."""
+def working_here(folder: Path) -> list[int] | None:
+    """The Snakemakes, by process id, that run in `folder` on this machine; None where nobody can tell."""
     if not Path("/proc/self/cwd").exists():
-        return True
+        return None
+    found = []
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (process / "cmdline").read_bytes().split(b"\0")
-            if any(b"snakemake" in word for word in words) and (process / "cwd").samefile(folder):
-                return True
-        except OSError:
-            continue
-    return False
+        with contextlib.suppress(OSError):  # it has just ended, or is another user's
+            if parent.is_snakemake(int(process.name)) and (process / "cwd").samefile(folder):
+                found.append(int(process.name))
+    return sorted(found)
 
 
 def going_on(run: Run, folder: Path) -> bool:
     """A run on another machine is believed as long as its log has no end."""
-    return not run.ended and (run.host != socket.gethostname() or works_here(folder))
+    return not run.ended and (run.host != socket.gethostname() or working_here(folder) != [])
+
+
+def holder(folder: Path) -> str | None:
+    """Who holds the lock that Snakemake keeps in `folder`, in words; None where nobody does who lives."""
+    if not any((folder / ".snakemake" / "locks").glob("*")):
+        return None
+    past = runs(folder / ".snakemake" / "log", newest=1)
+    if past and not past[0].ended and past[0].host != socket.gethostname():
+        return f"a run on {past[0].host}, which cannot be asked from here"
+    living = working_here(folder)
+    if living is None:
+        return "a run of which this system tells nothing"
+    return f"process {living[0]} on this machine" if living else None
 
 
 # --- what follows -----------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from kdag.config.roster import TEACHER, home_of, neighbours, table_rows
 from kdag.config.stages import canonical, shown, stage_params
+from kdag.files.manifest import read_manifest
 from kdag.files.reading import read_json
 from kdag.files.seals import read_sealed
 from kdag.report import measures
@@ -164,8 +165,8 @@ def of_model(config, results: Path, model: str, *, licence=None, place: str = RE
     return card(
         model,
         shown(canonical(config)),
-        read_json(results / home_of(config, model) / "manifest.json"),
-        data=read_json(results / "data" / "manifest.json"),
+        read_manifest(results / home_of(config, model) / "manifest.json"),
+        data=read_manifest(results / "data" / "manifest.json"),
         revisions={
             "teacher": revision(stage_params(config, "fetch_teacher"), "models"),
             "student": student,

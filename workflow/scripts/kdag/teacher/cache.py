@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from kdag.data.rows import answer_tokens
 from kdag.files.atomic import atomic_path
 from kdag.files.hashes import sha256_file
-from kdag.files.manifest import verify_files
+from kdag.files.manifest import CACHE, verify_files
 from kdag.job.errors import UserError
 from kdag.job.progress import Pace, Progress
 from kdag.models.head import head_weight, hidden_states
@@ -149,7 +149,7 @@ class TeacherCache:
         UserError if tokenizer, template, teacher or any row is not what was cached.
         """
         folder = Path(manifest_path).parent
-        manifest = verify_files(manifest_path, (f"{part}/", "head."))
+        manifest = verify_files(manifest_path, (f"{part}/", "head."), CACHE)
         rebuild = f"; delete {manifest_path} and run snakemake again to rebuild the cache"
         for what, key in (("tokenizer", "vocabulary_hash"), ("chat template", "template_hash")):
             if manifest[key] != data[key]:

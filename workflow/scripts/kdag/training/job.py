@@ -9,8 +9,7 @@ from kdag.config import precision
 from kdag.data.rows import read_rows
 from kdag.files.atomic import atomic_path, write_text
 from kdag.files.hashes import sha256_file, sha256_json
-from kdag.files.manifest import write_manifest
-from kdag.files.reading import read_json
+from kdag.files.manifest import SUBSET, read_manifest, write_manifest
 from kdag.job import arithmetic, launching
 from kdag.models import load
 from kdag.teacher.cache import TeacherCache
@@ -43,7 +42,7 @@ def run_stage(
     `backends.start` chose. section: where the configuration has these settings.
     """
     frame = read_rows(rows)
-    data = read_json(rows.parent / "manifest.json")
+    data = read_manifest(rows.parent / "manifest.json", SUBSET)
     vocabulary = data["vocabulary_size"]
     inputs = {
         "model": sha256_file(start.parent / "manifest.json"),

@@ -149,7 +149,7 @@ def _check_instructions(doc: dict, where: str) -> None:
         raise UserError(f"{where}: kwargs must be a list of {len(ids)}, one per instruction")
     process_results, registry = _checkers()
     for name, kwargs in zip(ids, kwargs_list, strict=True):
-        if name not in registry:
+        if not isinstance(name, str) or name not in registry:
             raise UserError(f"{where}: unknown instruction {name!r}; known: {', '.join(registry)}")
         if not isinstance(kwargs, dict):
             raise UserError(f"{where}, {name}: kwargs must be an object, got {kwargs!r}")
