@@ -7,9 +7,10 @@ Needs the demo's teacher, student and data: a finished `make demo`, or --teacher
 Both are kdag.training.train on the same rows in the same batches with the demo's settings: reading
 the batches, forward, loss, backward, clipping, optimiser, log. fine-tuning minimises cross-entropy
 alone; distillation cross-entropy and the forward KL to the teacher, whose hidden states it reads
-from a cache that is written before the clock runs.
+from a cache that is written before the clock runs. A third takes the same step with padded rows and a mask,
+as on a GPU; on a CPU rows are packed one behind the other.
 
-Time: two processes by turns, step by step, medians over the steps; the ratio is the median of the
+Time: the processes by turns, step by step, medians over the steps; the ratio is the median of the
 ratios within a round. Where it goes: functions wrapped with a clock; `other` is what is left, such
 as the heads' casts, clipping and the Trainer. Memory: each process's high-water mark of its
 resident set (VmHWM; on a GPU the allocator's), less what the imports held before the model came.
@@ -25,8 +26,8 @@ TARGETS = {"distillation / fine-tuning": ("at most", 1.25)}
 PHASES = ("backbone forward", "loss and its gradient", "backward", "optimiser", "rows and cache")
 
 
-def worker(baton, student, folder, divergence):
-    """Train on the rows in `folder`, with a divergence or without; bytes at the peak."""
+def worker(baton, student, folder, divergence, packed=True):
+    """Train on the rows in `folder`, packed or padded, with a divergence or without; bytes at the peak."""
     import accelerate
     from accelerate.optimizer import AcceleratedOptimizer
 
@@ -57,7 +58,7 @@ def worker(baton, student, folder, divergence):
         common.train_by_turns(
             baton,
             notes=watch.take,
-            model=load.load_model(student, settings.dtype, whole_rows=True),
+            model=load.load_model(student, settings.dtype, whole_rows=packed),
             frame=common.read_part(folder, "train"),
             settings=settings,
             objective=objective,
@@ -85,6 +86,7 @@ def main():
             {
                 "fine-tuning": (worker, kwargs | {"divergence": False}),
                 "distillation": (worker, kwargs | {"divergence": True}),
+                "padded distillation": (worker, kwargs | {"divergence": True, "packed": False}),
             }
         )
 
@@ -103,6 +105,7 @@ def main():
     (plain, plain_peak), (distilled, peak) = done["fine-tuning"], done["distillation"]
     figures.one(case, "distillation / fine-tuning", common.ratio(distilled, plain))
     figures.one(case, "distillation / fine-tuning memory", peak / plain_peak)
+    figures.one(case, "padded / packed rows", common.ratio(done["padded distillation"][0], distilled))
     figures.write(args.json)
 
 
