@@ -98,7 +98,7 @@ def test_package_files_are_empty():
 
 @pytest.mark.parametrize("file", sorted((SCRIPTS / "kdag" / "job").glob("*.py")), ids=lambda file: file.stem)
 def test_what_only_talks_writes_no_result(file):
-    """job/ is no input of a result, so it must not be able to make one: it opens nothing for writing but locks,
+    """job/ is no input of a result, so it must not be able to make one: it opens locks alone for writing,
     and imports no package that does."""
     tree = parse(file)
     called = {

@@ -266,3 +266,22 @@ def test_one_command_goes_on_after_a_kill(finished, tmp_path):
     assert done.returncode == 1
     assert f"locked by process {living.pid} on this machine" in done.stderr
     assert not (project.results / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no such file"),
+        (b"\xff\xfea: 1\n", "cannot be read as UTF-8 text"),
+        (b"a: [1\nb: 2\n", "line 2: no YAML"),
+        (b"- a\n", "keys with values are needed at the top"),
+    ],
+)
+def test_a_configuration_file_that_is_none_is_one_line(finished, tmp_path, content, words):
+    file = tmp_path / "mine.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    done = finished.script("run", "--config", file, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert words in done.stderr

@@ -148,7 +148,8 @@ def free_ports(count: int) -> list[int]:
 class Cluster:
     """The daemons of one folder. Every wait has a limit; every process is stopped by its own pid."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, accounting: bool = True):
+        self.accounting = accounting
         self.folder = Path(folder).resolve()
         self.run, self.etc, self.log = (self.folder / name for name in ("run", "etc", "log"))
 
@@ -190,7 +191,11 @@ class Cluster:
         ports = dict(zip(("ctld", "dbd", "sql", "n1", "n2"), free_ports(5), strict=True))
         values = {"folder": self.folder, "run": self.run, "user": getpass.getuser()} | ports
         (self.run / "sql.port").write_text(str(ports["sql"]))
-        (self.etc / "slurm.conf").write_text(SLURM_CONF.format(**values))
+        lines = SLURM_CONF.format(**values).splitlines(keepends=True)
+        if not self.accounting:
+            lines = [line for line in lines if not line.startswith("Accounting")]
+            lines.append("AccountingStorageType=accounting_storage/none\n")
+        (self.etc / "slurm.conf").write_text("".join(lines))
         (self.etc / "gres.conf").write_text(GRES_CONF)
         (self.etc / "slurmdbd.conf").write_text(SLURMDBD_CONF.format(**values))
         (self.etc / "slurmdbd.conf").chmod(0o600)
@@ -263,6 +268,14 @@ class Cluster:
             *(f"--log-file={self.log}/munged.log", f"--seed-file={self.run}/munge.seed", "--num-threads=2"),
         )
         self.wait("munged does not answer", lambda: self.call("munge", "-n", "-S", self.run / "munge.sock"))
+        if self.accounting:
+            self.start_accounting()
+        self.start_controller()
+        for node in ("n1", "n2"):
+            self.start(f"slurmd-{node}", "slurmd", "-D", "-N", node, "-f", self.etc / "slurm.conf")
+        self.wait("the nodes are not idle", lambda: self.nodes("idle") == {"n1", "n2"})
+
+    def start_accounting(self) -> None:
         self.start_database()
         self.start("slurmdbd", "slurmdbd", "-D")
         self.wait("slurmdbd does not answer", lambda: self.call("sacctmgr", "-n", "list", "cluster") or True)
@@ -270,10 +283,6 @@ class Cluster:
         self.call("sacctmgr", "-i", "add", "account", "distillers", "cluster=lab", check=False)
         user = getpass.getuser()
         self.call("sacctmgr", "-i", "add", "user", user, "account=distillers", "cluster=lab", check=False)
-        self.start_controller()
-        for node in ("n1", "n2"):
-            self.start(f"slurmd-{node}", "slurmd", "-D", "-N", node, "-f", self.etc / "slurm.conf")
-        self.wait("the nodes are not idle", lambda: self.nodes("idle") == {"n1", "n2"})
 
     def nodes(self, state: str) -> set[str]:
         return set(self.call("sinfo", "-h", "-N", "-t", state, "-o", "%N").split())

@@ -323,6 +323,24 @@ def test_snakemake_killed_and_started_beside_its_jobs(night, reference):
     killed.check(reference)
 
 
+def test_a_controller_that_goes_away_on_a_cluster_without_accounting(cluster, reference, tmp_path):
+    """sacct never answers there; squeue does when the controller is back, and is asked."""
+    bare = lab.Cluster(tmp_path / "cluster", accounting=False)
+    try:
+        bare.up()
+        run = Run(bare, reference, tmp_path / "run", ("fkl",))
+        (run.folder / "each_step.py").write_text(EACH_STEP)
+        run.start()
+        bare.wait("fkl does not train", lambda: run.has_checkpoint("fkl"), 120)
+        bare.stop("slurmctld")
+        time.sleep(45)
+        bare.start_controller()
+        assert run.wait(240) == 0, run.tail()
+        assert "sacct" not in run.log.read_text()
+    finally:
+        bare.down()
+
+
 def test_comparisons_are_not_empty(reference):
     """The bytes that every run is compared with say something."""
     with open(reference.results / "report" / "comparisons.csv") as file:

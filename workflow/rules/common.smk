@@ -31,6 +31,7 @@ from kdag.planning.jobsize import host_mb, minutes, model_bytes
 from kdag.files.hashes import canonical_json, sha256_json
 from kdag.operate import adopt
 from kdag.operate.orphans import PREFIX, orphans, refusal
+from kdag.operate.slurm import remember_how_long_jobs_are_shown
 from kdag.config.roster import (
     STUDENT_UNTRAINED,
     TEACHER_UNTRAINED,
@@ -236,6 +237,8 @@ onstart:
     dear = [job for job in workflow.dag.needrun_jobs() if job.rule.name not in adopt.CHEAP]
     refuse_unknown(str(output) for job in dear for output in job.output)
     slurm = hasattr(workflow.executor_settings, "jobname_prefix")
+    if slurm:
+        remember_how_long_jobs_are_shown()
     prefix = (slurm and workflow.executor_settings.jobname_prefix) or PREFIX
     try:
         running = orphans(Path(), prefix)

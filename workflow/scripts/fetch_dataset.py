@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from kdag.data.sources import fetching, package_file
+from kdag.files import apart
 from kdag.files.atomic import write_jsonl
 from kdag.files.hashes import sha256_file
 from kdag.files.manifest import write_manifest
@@ -13,6 +14,8 @@ from kdag.files.reading import read_jsonl
 from kdag.files.records import recorded
 from kdag.job import cli
 from kdag.job.errors import UserError
+
+SECONDS = 3600  # for a file of any size; a damaged one ends at once
 
 
 def arguments():
@@ -33,6 +36,11 @@ def read_file(path: Path) -> list[dict]:
         raise UserError(f"{path}: its values are nested too deeply") from error
 
 
+def parquet(path: Path) -> str:
+    """The rows as a JSON array."""
+    return pd.read_parquet(path).to_json(orient="records")
+
+
 def read_rows(path: Path) -> list[dict]:
     match path.suffix:
         case ".jsonl":
@@ -46,10 +54,8 @@ def read_rows(path: Path) -> list[dict]:
                 raise UserError(f"{path}: a JSON array of objects is needed")
             return rows
         case ".parquet":
-            try:
-                return json.loads(pd.read_parquet(path).to_json(orient="records"))
-            except (OSError, ValueError) as error:
-                raise UserError(f"{path}: not Parquet: {error}") from error
+            what = f"{path}: not Parquet"
+            return json.loads(apart.run(parquet, path, what=what, seconds=SECONDS))
     raise UserError(f"{path}: a .json, .jsonl or .parquet file is needed")
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from kdag.config import yaml_file
 from kdag.files.code import SCRIPTS
 from kdag.job import cli
 from kdag.job.errors import UserError
@@ -28,6 +29,8 @@ def arguments():
 
 
 def main(args):
+    if args.config:
+        yaml_file.read_config(args.config)  # Snakemake reads it too, and has other words for what it finds
     given = ["--config", str(args.config)] if args.config else []
     doctor = [sys.executable, str(SCRIPTS / "doctor.py"), "--quiet", *given]
     if subprocess.run(doctor).returncode:

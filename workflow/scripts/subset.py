@@ -53,6 +53,8 @@ def encode_rows(args, settings: Data):
     from kdag.models import load
 
     teacher, student = load.load_tokenizer(args.teacher), load.load_tokenizer(args.student)
+    for name, tokenizer in (("teacher", teacher), ("student", student)):
+        template.check(name, tokenizer, [])
     template.check_pair(teacher, student)
     ends = [load.end_ids(*pair) for pair in ((args.teacher, teacher), (args.student, student))]
     if ends[0] != ends[1]:

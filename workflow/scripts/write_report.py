@@ -46,6 +46,9 @@ def main(args):
     rows, configuration = args.config["rows"], args.config["configuration"]
     scores = {path.parent.name: read_sealed(path) for path in args.scores}
     for path in args.scores:
+        if inputs := scores[path.parent.name]["inputs"]:
+            check_source(path, inputs, "samples", path.with_name("samples.jsonl"))
+    for path in args.scores:
         check_source(path, scores[path.parent.name]["inputs"], "samples", path.with_name("samples.jsonl"))
     manifest = read_manifest(args.manifests[0], ("device", "processor", "dtype"))
     labels = {row["model"]: row["label"] for row in rows}

@@ -22,7 +22,6 @@ from kdag.config.sources import Data, Student, Teacher
 from kdag.config.statistics import Statistics
 from kdag.config.strategies import Strategy
 from kdag.config.training import Distillation, TeacherCache, TeacherTraining
-from kdag.files.hashes import sha256_json
 
 LONGEST_NAME = 100  # characters; a file's name may have 255, and further words are put to these
 
@@ -65,29 +64,12 @@ class Config(Section):
         if not self.evaluation.tasks and primary not in IFEVAL:
             hint = suggestion(primary, IFEVAL)
             raise ValueError(f"statistics.primary: no metric is called {primary!r}{hint}")
-        self._no_training_twice()
         self._passes_are_shared_out()
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: each seed once, got {self.seeds}")
         if long := [name for name in (self.experiment, *self.strategies) if len(name) > LONGEST_NAME]:
             raise ValueError(f"the name {long[0][:20]}... has {len(long[0])} characters of {LONGEST_NAME}")
         return self
-
-    def _no_training_twice(self):
-        """Equal strategies under two names would be compared with each other, and count in the family."""
-        first = {}
-        for name, strategy in self.strategies.items():
-            same = sha256_json(
-                {
-                    **self.distillation_of(name).model_dump(),
-                    "divergence": strategy.divergence,
-                    "parameters": strategy.divergence_params(),
-                    "online": self.online(name),
-                }
-            )
-            if same in first:
-                raise ValueError(f"strategies: {first[same]!r} and {name!r} are the same training")
-            first[same] = name
 
     def _passes_are_shared_out(self):
         """The forward passes of a step go to the GPUs of a job in equal shares."""

@@ -10,6 +10,7 @@ from kdag.config.section import error_lines, suggestion
 from kdag.config.strategies import Strategy
 from kdag.config.sweeps import expand_sweeps
 from kdag.config.training import Distillation
+from kdag.files.hashes import sha256_json
 from kdag.job.errors import UserError
 from kdag.losses import divergences
 from kdag.losses.parameters import PARAMETERS, resolve
@@ -36,7 +37,7 @@ def load_config(raw: dict) -> Config:
     except ValidationError as error:
         lines += error_lines(error, Config)
     if not lines:
-        lines = truncated(config)
+        lines = truncated(config) + trained_twice(config)
     if lines:
         raise UserError("\n".join(lines))
     return config
@@ -84,6 +85,24 @@ def number(key: str, value) -> float:
     except (TypeError, ValueError):
         pass
     raise ValueError(f"`{key}` must be a number, got {value!r}")
+
+
+def trained_twice(config: Config) -> list[str]:
+    """Equal strategies under two names, which would be compared with each other and count in the family."""
+    names, lines = {}, []
+    for name, strategy in config.strategies.items():
+        training = sha256_json(
+            {
+                **config.distillation_of(name).model_dump(),
+                "divergence": strategy.divergence,
+                "parameters": strategy.divergence_params(),
+                "online": config.online(name),
+            }
+        )
+        if training in names:
+            lines.append(f"strategies: {names[training]!r} and {name!r} are the same training")
+        names.setdefault(training, name)
+    return lines
 
 
 def truncated(config: Config) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from kdag.data import template
 from kdag.files.hashes import canonical_json, sha256_json, sha256_text
 from kdag.files.manifest import verify_beside
 from kdag.job.errors import UserError
@@ -54,10 +55,9 @@ def encode(tokenizer, conversation: list[dict], end_ids: set[int]) -> tuple[list
     What the template puts behind the end token (a line break, mostly) is left out: no model is asked for
     it. The mask marks tokens as targets: whoever predicts token i does so from position i - 1.
     """
-    prompt = tokenizer.apply_chat_template(
-        conversation[:-1], add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    whole = tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=False)
+    options = {"tokenize": True, "return_dict": False}
+    prompt = template.apply(tokenizer, conversation[:-1], add_generation_prompt=True, **options)
+    whole = template.apply(tokenizer, conversation, **options)
     if whole[: len(prompt)] != prompt:
         raise UserError(
             "the chat template renders a prompt differently once its answer follows, so the answer's "
@@ -91,6 +91,7 @@ def subset(rows, tokenizer, end_ids, *, fields: Fields, train_rows, heldout_rows
         more = f"\n... and {len(bad) - MOST_BAD_ROWS_SHOWN} more" * (len(bad) > MOST_BAD_ROWS_SHOWN)
         raise UserError("bad rows in the data: " + "\n".join(bad[:MOST_BAD_ROWS_SHOWN]) + more)
 
+    template.check("student", tokenizer, conversations)
     seen, parts = set(), {"train": [], "heldout": []}
     report = {"dropped_overlong": [], "truncated": [], "heldout_repeats_train": []}
     for number, conversation in enumerate(conversations):

@@ -15,7 +15,9 @@ from pathlib import Path
 from kdag.files import code
 from kdag.files.atomic import write_json
 from kdag.files.hashes import sha256_file, sha256_json
+from kdag.files.reading import rebuild
 from kdag.job import cli, launching, lock
+from kdag.job.errors import UserError
 
 
 def recorded(main):
@@ -30,11 +32,14 @@ def recorded(main):
             return main(args)
         paths = cli.paths(args)
         missing = [path for path in paths if not path.exists()]
-        if not missing:  # by hand, over what is there
-            return main(args)
         script = Path(sys.argv[0]).stem
+        if not missing:  # by hand, over what is there, of which a record would no longer be true
+            for folder in {path.parent for path in paths}:
+                (folder / f"job-{script}.json").unlink(missing_ok=True)
+            return main(args)
         waited = lock.take(missing[0].parent / f".lock-{script}")
         target = missing[0].parent / f"job-{script}.json"
+        refuse_changed([path for path in paths if path not in missing])
         given = {"config": config_of(sys.argv), "inputs": hashes(inputs(paths, missing, args))}
         if waited and all(path.exists() for path in missing) and same(target, given):
             return logging.info("made meanwhile by the job that this one waited for")
@@ -61,6 +66,20 @@ def inputs(paths: list[Path], missing: list[Path], args) -> list[Path]:
         there += sorted(own.rglob("*")) if own.is_dir() else [own]
     beside = [path.parent / "manifest.json" for path in there]
     return [path for path in dict.fromkeys([*there, *beside]) if path.is_file()]
+
+
+def refuse_changed(paths: list[Path]) -> None:
+    """UserError unless each input is what the job that made it left, as far as a record says what that was.
+
+    Folders with weights or states are left to their readers, which check them against their manifests.
+    """
+    for path in paths:
+        if path.is_dir() and any(path.glob("*.safetensors")):
+            continue
+        for file in path.parent.glob("job-*.json"):
+            left = {Path(name).name: sha for name, sha in (read(file) or {"outputs": {}})["outputs"].items()}
+            if left.get(path.name, now := hashes([path])[str(path)]) != now:
+                raise UserError(f"{path} has changed since it was written. {rebuild(path)}")
 
 
 def hashes(paths) -> dict[str, str]:

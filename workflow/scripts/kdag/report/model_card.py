@@ -24,7 +24,12 @@ SHOWN = ("forward_kl", "reverse_kl", "top1_agreement", "nll")
 
 def source_name(source: dict) -> str:
     """`owner/name`, or the last part of a path: folders of this machine are nobody's business."""
-    return source.get("id") or (Path(source["path"]).name if source.get("path") else source["file"])
+    return plain(source.get("id") or (Path(source["path"]).name if source.get("path") else source["file"]))
+
+
+def plain(name: str) -> str:
+    """A name that ends no code, link or cell of Markdown and opens no tag."""
+    return "".join(c if c.isprintable() and c not in "`[]()<>|" else "_" for c in name)
 
 
 def source_link(source: dict, revision: str | None, kind: str = "") -> str:
@@ -32,7 +37,8 @@ def source_link(source: dict, revision: str | None, kind: str = "") -> str:
     if not source.get("id"):
         return f"`{source_name(source)}` (not from a hub)"
     at = f" at `{revision}`" if revision else ""
-    return f"[{source['id']}](https://huggingface.co/{kind}{source['id']}){at}"
+    name = source_name(source)
+    return f"[{name}](https://huggingface.co/{kind}{name}){at}"
 
 
 def card_data(config: dict, licence: str | None) -> ModelCardData:
@@ -137,8 +143,13 @@ def card(
         fidelity=fidelity,
         shown=SHOWN,
         place=place,
+        quoted=lambda text: json.dumps(text, ensure_ascii=False),
         adapter=params.get("tuning") == "lora" and place != REPOSITORY,
-        params=[(key, value) for key, value in sorted(params.items()) if value not in (None, {})],
+        params=[
+            (key, plain(str(value)) if isinstance(value, str) else value)
+            for key, value in sorted(params.items())
+            if value not in (None, {})
+        ],
         versions=manifest["versions"].items(),
         configuration=json.dumps(without_folders(config), indent=1, ensure_ascii=False),
     )
