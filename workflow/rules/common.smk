@@ -232,6 +232,7 @@ def refuse_unknown(outputs=()):
 
 refuse_unknown()
 
+
 onstart:
     # Only the run itself comes here: no dry run, and no job's own snakemake.
     dear = [job for job in workflow.dag.needrun_jobs() if job.rule.name not in adopt.CHEAP]
