@@ -22,7 +22,10 @@ def rows(seeds=(0,), strategies=("fkl", "rkl")) -> list[dict]:
                 "data": {"source": "hub", "id": "a/b"},
                 "teacher": source,
                 "student": source,
-                "strategies": {name: {"divergence": "fkl"} for name in strategies},
+                "strategies": {
+                    name: {"divergence": "fkl", "temperature": 1 + number}
+                    for number, name in enumerate(strategies)
+                },
                 "seeds": list(seeds),
             }
         )

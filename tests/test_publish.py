@@ -41,7 +41,8 @@ def experiment(tmp_path, monkeypatch):
     write_json(tmp_path / "resources/models/small-1/manifest.json", {"params": source, "revision": COMMIT})
     results = tmp_path / "results" / "tiny"
     report = {"train": {"rows": 24, "answer_tokens": 300}}
-    write_json(results / "data" / "manifest.json", {"report": report})
+    data = results / "data" / "manifest.json"
+    write_manifest(data, stage="subset", params={}, inputs={}, outputs=[], report=report)
     home = results / "students" / "skewed-fkl" / "seed0"
     (home / "model" / "adapter").mkdir(parents=True)
     files = {

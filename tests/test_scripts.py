@@ -96,7 +96,7 @@ def test_training_by_hand(finished, paths, tmp_path, tuning):
     steps = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert [step["step"] for step in steps] == list(range(1, len(steps) + 1)) and len(steps) >= 3
     assert all(step["divergence"] > 0 for step in steps)
-    assert not list(tmp_path.glob(".*"))
+    assert [file.name for file in tmp_path.glob(".*")] == [".lock-sft"]
 
 
 def test_derive_by_hand(finished, paths, tmp_path):
@@ -143,6 +143,7 @@ def test_mixture_is_refused(finished, paths, tmp_path):
     scores["n_prompts"] = 3
     scores["generation"]["dtype"] = "bfloat16"
     write_sealed(file, scores)
+    (file.parent / "job-score_ifeval.json").unlink()
     models = ["teacher", "student-untrained", "rkl-seed0"]
     rows = [{"model": m, "label": m, "role": "student"} for m in models]
     untrained = next(finished.folder.glob("resources/models/student-*"))

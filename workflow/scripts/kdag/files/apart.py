@@ -3,6 +3,7 @@
 A damaged Parquet file may be a segmentation fault of its reader, and a chat template is a program.
 """
 
+import faulthandler
 import json
 import multiprocessing
 import resource
@@ -44,6 +45,7 @@ def run(function, *args, what: str, seconds: float, memory: int | None = None):
 
 def _child(pipe, function, args, memory: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.disable()
     if memory is not None and Path("/proc/self/statm").exists():
         held = int(Path("/proc/self/statm").read_text().split()[0]) * PAGE
         resource.setrlimit(resource.RLIMIT_AS, (held + memory, held + memory))

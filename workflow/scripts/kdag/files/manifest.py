@@ -110,8 +110,12 @@ def sha256_beside(path: Path) -> str | None:
 
 
 def verify_beside(path: Path) -> None:
-    """Check a file or folder against the manifest that lies next to it; one made by hand may have none."""
+    """Check a file or folder against the manifest that lies next to it; one made by hand may have none.
+
+    It is called manifest.json, or as a folder that shares its place with others, with .json.
+    """
     path = Path(path)
-    manifest = path.parent / "manifest.json"
-    if manifest.is_file():
-        verify_files(manifest, (path.name if path.is_file() else f"{path.name}/",))
+    for manifest in (path.parent / "manifest.json", path.with_name(f"{path.name}.json")):
+        if manifest.is_file():
+            verify_files(manifest, (path.name if path.is_file() else f"{path.name}/",))
+            return

@@ -39,7 +39,7 @@ def recorded(main):
             return main(args)
         waited = lock.take(missing[0].parent / f".lock-{script}")
         target = missing[0].parent / f"job-{script}.json"
-        refuse_changed([path for path in paths if path not in missing])
+        refuse_changed([path for path in paths if path not in missing and path.is_file()])
         given = {"config": config_of(sys.argv), "inputs": hashes(inputs(paths, missing, args))}
         if waited and all(path.exists() for path in missing) and same(target, given):
             return logging.info("made meanwhile by the job that this one waited for")
@@ -68,18 +68,13 @@ def inputs(paths: list[Path], missing: list[Path], args) -> list[Path]:
     return [path for path in dict.fromkeys([*there, *beside]) if path.is_file()]
 
 
-def refuse_changed(paths: list[Path]) -> None:
-    """UserError unless each input is what the job that made it left, as far as a record says what that was.
-
-    Folders with weights or states are left to their readers, which check them against their manifests.
-    """
-    for path in paths:
-        if path.is_dir() and any(path.glob("*.safetensors")):
-            continue
-        for file in path.parent.glob("job-*.json"):
-            left = {Path(name).name: sha for name, sha in (read(file) or {"outputs": {}})["outputs"].items()}
-            if left.get(path.name, now := hashes([path])[str(path)]) != now:
-                raise UserError(f"{path} has changed since it was written. {rebuild(path)}")
+def refuse_changed(files: list[Path]) -> None:
+    """UserError unless each input is what the job that made it left, as far as a record says what."""
+    for path in files:
+        made = [record for record in map(read, path.parent.glob("job-*.json")) if record]
+        left = {Path(name).name: sha for record in made for name, sha in record["outputs"].items()}
+        if path.name in left and left[path.name] != sha256_file(path):
+            raise UserError(f"{path} has changed since it was written. {rebuild(path)}")
 
 
 def hashes(paths) -> dict[str, str]:

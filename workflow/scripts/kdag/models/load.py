@@ -88,7 +88,8 @@ def load_model(
             f"{sorted(map(str, info['missing_keys']))[:5]} {sorted(map(str, info['mismatched_keys']))[:5]}"
         )
     model = model.eval().to(device()) if to_device and not quantization and not spread else model.eval()
-    if whole_rows and device().type == "cpu" and packed.turn_on(model):
+    # A pass outside of training would make bitsandbytes pack its weights for inference alone.
+    if whole_rows and not quantization and device().type == "cpu" and packed.turn_on(model):
         logging.info("rows are packed: no padding")
     return model
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from kdag.config.metrics import IFEVAL
 from kdag.files.hashes import sha256_json, sha256_text
+from kdag.files.manifest import verify_beside
 from kdag.job.errors import UserError
 
 SEED = 0
@@ -63,6 +64,8 @@ def use_nltk_data(directory: Path | None = None) -> None:
 
     if directory is None and not _punkt_found():
         directory = bundled_nltk_data()
+    elif directory is not None:
+        verify_beside(directory)  # other sentences would be other scores
     if directory is not None and str(directory) not in nltk.data.path:
         nltk.data.path.insert(0, str(directory))
     if not _punkt_found():
