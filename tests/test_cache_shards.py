@@ -18,8 +18,8 @@ from kdag.teacher.cache import files_of_share
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """{name: bytes} of every file but Snakemake's own notes."""
-    files = [file for file in folder.rglob("[!.]*") if file.is_file()]
+    """{name: bytes} of every file but Snakemake's own notes and the records of jobs."""
+    files = [f for f in folder.rglob("[!.]*") if f.is_file() and not f.name.startswith("job-")]
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
