@@ -102,7 +102,7 @@ class Run:
         self.before = self.finished()
 
     def finished(self) -> dict[Path, int]:
-        """When each file of a result was written; not logs, benchmarks, locks, and cards, made of all scores."""
+        """When each file of a result was written; not logs, benchmarks, and what is made of all scores."""
         made_of_all = ("README.md", "job-write_cards.json", ".lock-write_cards")
         files = [f for part in ("data", "teacher", "cache", "students", "eval") for f in self.files(part)]
         return {file: file.lstat().st_mtime_ns for file in files if file.name not in made_of_all}
