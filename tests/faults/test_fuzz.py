@@ -57,6 +57,11 @@ def mutated(value, generator: random.Random):
     return made
 
 
+def as_json(value):
+    """As it comes out of a file."""
+    return json.loads(json.dumps(value))
+
+
 def survives(function, *args):
     """Called; None where it refused, in words without a character that is none."""
     try:
@@ -87,13 +92,13 @@ def test_rows(experiment):
     generator, accepted = random.Random(2), 0
     tokenizer = tiny.tokenizer([" ".join(tiny.WORDS)])
     fields = rows.Fields("instruction", "input", "output")
-    sizes = {"train_rows": 4, "heldout_rows": 2, "max_tokens": 64, "overlong": "drop"}
+    sizes = {"train_rows": 4, "heldout_rows": 2, "max_tokens": 512, "overlong": "drop"}
 
     def encode(made):
         return rows.subset(made, tokenizer, {tokenizer.eos_token_id}, fields=fields, **sizes)
 
     for number in range(500):
-        made = [row for row in mutated(tiny.rows(6), generator) if isinstance(row, dict)]
+        made = [row for row in as_json(mutated(tiny.rows(12), generator)) if isinstance(row, dict)]
         try:
             accepted += survives(encode, made) is not None
         except Exception as error:
@@ -108,7 +113,7 @@ def test_prompts():
         for number, (prompt, ids, kwargs) in enumerate(tiny.PROMPTS)
     ]
     for number in range(400):
-        made = [doc for doc in mutated(docs, generator) if isinstance(doc, dict)]
+        made = [doc for doc in as_json(mutated(docs, generator)) if isinstance(doc, dict)]
         answers = [{"response": "An answer."} for _ in made]
         try:
             accepted += survives(ifeval.score, made, answers) is not None

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from kdag.config.section import Dtype, Number, Section, refuse_braces
+from kdag.config.section import Dtype, Number, Section, path_is, refuse_braces
 from kdag.config.sources import Prompts
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -31,7 +31,7 @@ class Task(Section):
     @model_validator(mode="after")
     def _path_is_there(self):
         refuse_braces(self.path)
-        if self.path and not Path(self.path).is_dir():
+        if self.path and not path_is("is_dir", self.path):
             raise ValueError(f"no such folder: {self.path}")
         if self.path and len(list(itertools.islice(Path(self.path).rglob("*"), MOST_FILES + 1))) > MOST_FILES:
             raise ValueError(f"{self.path} holds more than {MOST_FILES} files; name the task's own folder")

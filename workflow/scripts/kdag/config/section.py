@@ -1,6 +1,7 @@
 """What every section of the configuration has in common: how values are read, and how a mistake is told."""
 
 import difflib
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator
@@ -16,6 +17,14 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 def refuse_braces(path: str | None) -> None:
     if path and ("{" in path or "}" in path):
         raise ValueError(f"braces in a path mean wildcards to Snakemake; give it another name: {path}")
+
+
+def path_is(what: str, path: str) -> bool:
+    """Path.exists, is_dir or is_file, by name; a text that can be no path, too long say, is none."""
+    try:
+        return getattr(Path(path), what)()
+    except (OSError, ValueError):
+        return False
 
 
 class Section(BaseModel):

@@ -1,12 +1,11 @@
 """The sections that say where models, rows and prompts come from."""
 
 import json
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_serializer, model_validator
 
-from kdag.config.section import Section, refuse_braces
+from kdag.config.section import Section, path_is, refuse_braces
 from kdag.job.errors import UserError
 
 IFEVAL_KEYS = ("key", "prompt", "instruction_id_list", "kwargs")
@@ -34,7 +33,7 @@ class Source(Section):
         if extra := sorted(given - wanted - optional):
             raise ValueError(f"source {self.source} does not take {', '.join(extra)}")
         refuse_braces(self.path)
-        if self.source == "path" and not Path(self.path).exists():
+        if self.source == "path" and not path_is("exists", self.path):
             raise ValueError(f"no such file or directory: {self.path}")
         return self
 
@@ -44,7 +43,7 @@ class DataSource(Source):
 
     @model_validator(mode="after")
     def _path_is_a_file(self):
-        if self.source == "path" and Path(self.path).is_dir():
+        if self.source == "path" and path_is("is_dir", self.path):
             raise ValueError(f"{self.path} is a directory; a .json, .jsonl or .parquet file is needed")
         return self
 
@@ -52,7 +51,7 @@ class DataSource(Source):
 class ModelSource(Source):
     @model_validator(mode="after")
     def _path_is_a_directory(self):
-        if self.source == "path" and self.path and not Path(self.path).is_dir():
+        if self.source == "path" and self.path and not path_is("is_dir", self.path):
             raise ValueError(f"{self.path} is a file; a model directory is needed")
         return self
 
