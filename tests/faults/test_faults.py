@@ -110,7 +110,7 @@ def test_damaged_evidence_is_named_by_the_run_and_rebuilt(finished, tmp_path, na
     damage(target, how, project.results / OTHERS[f"eval/fkl-seed0/{name}"])
     done = project.snakemake(check=False)
     assert done.returncode and "Traceback" not in done.stderr
-    (said,) = {line for line in done.stdout.split("\n") if " error: " in line}
+    (said,) = {line for line in done.stderr.split("\n") if " error: " in line}
     assert str(target.relative_to(project.folder)) in said
     doomed = project.folder / re.search(r"Delete (\S+) and run snakemake again", said)[1]
     shutil.rmtree(doomed) if doomed.is_dir() else doomed.unlink()

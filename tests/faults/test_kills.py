@@ -150,11 +150,11 @@ def test_a_full_disk_is_said_and_the_run_completes_once_there_is_room(untouched,
             done = untouched.snakemake(check=False)
             if not done.returncode:
                 break
-            assert "Traceback" not in done.stdout, done.stdout[-3000:]
+            assert "Traceback" not in done.stderr, done.stderr[-3000:]
             said = [
-                line for line in done.stdout.splitlines() if "error: no space left on the disk of" in line
+                line for line in done.stderr.splitlines() if "error: no space left on the disk of" in line
             ]
-            assert said and all("MiB are free" in line for line in said), done.stdout[-3000:]
+            assert said and all("MiB are free" in line for line in said), done.stderr[-3000:]
             filled |= {line.split()[1].split("/")[0] for line in said}
             assert before.items() <= whole(untouched).items(), "an earlier result was lost"
             assert not list(disk.rglob(".*.partial-*"))
