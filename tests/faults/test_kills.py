@@ -33,10 +33,9 @@ RESULTS = ["manifest.json", "scores.json", "fidelity.json", "generation.json"]
 
 @pytest.fixture
 def untouched(finished, tmp_path) -> Project:
-    """The project with what was fetched and nothing else."""
+    """The project with what was fetched, which Snakemake knows, and nothing else."""
     project = finished.copy(tmp_path / "project")
     shutil.rmtree(project.results)
-    shutil.rmtree(project.folder / ".snakemake")
     return project
 
 
