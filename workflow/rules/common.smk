@@ -217,14 +217,14 @@ def model_home(model):
 
 def refuse_unknown(outputs=()):
     """Stop before results that were moved here are deleted, or believed: operate/adopt.py."""
+    if os.getenv(adopt.ADOPTING) or not workflow.is_main_process:
+        return
     here = f"results/{CONFIG.experiment}"
     folders = ["data", "teacher", "cache", *(f"eval/{model}" for model in MODELS)]
     folders += [f"eval/{model}/{task}" for model in MODELS for task in TASKS]
     homes = [model_home(model).replace("<results>", here) for model in MODELS]
     places = [Path(here, folder) for folder in folders] + [Path(home) for home in homes]
-    places += [Path(place) for place in (DATASET, PROMPTS, NLTK, *map(task_home, TASKS))]
-    if os.getenv(adopt.ADOPTING) or not workflow.is_main_process:
-        return
+    places += [Path(place) for place in (DATASET, PROMPTS, *map(task_home, TASKS))] + [Path(NLTK).parent]
     if found := adopt.unknown(places, list(outputs), Path(".snakemake")):
         given = [f" CONFIG={os.path.relpath(file)}" for file in workflow.overwrite_configfiles[-1:]]
         raise WorkflowError(*adopt.refusal(found, f"make adopt{''.join(given)}"))

@@ -39,8 +39,9 @@ def recorded(main):
             return main(args)
         waited = lock.take(missing[0].parent / f".lock-{script}")
         target = missing[0].parent / f"job-{script}.json"
-        refuse_changed([path for path in paths if path not in missing and path.is_file()])
-        given = {"config": config_of(sys.argv), "inputs": hashes(inputs(paths, missing, args))}
+        read_now = hashes(inputs(paths, missing, args))
+        refuse_changed({path: read_now[str(path)] for path in paths if str(path) in read_now})
+        given = {"config": config_of(sys.argv), "inputs": read_now}
         if waited and all(path.exists() for path in missing) and same(target, given):
             return logging.info("made meanwhile by the job that this one waited for")
         target.unlink(missing_ok=True)
@@ -73,12 +74,12 @@ def inputs(paths: list[Path], missing: list[Path], args) -> list[Path]:
     return [path for path in dict.fromkeys([*there, *beside]) if path.is_file()]
 
 
-def refuse_changed(files: list[Path]) -> None:
-    """UserError unless each input is what the job that made it left, as far as a record says what."""
-    for path in files:
+def refuse_changed(files: dict[Path, str]) -> None:
+    """UserError unless each of {path: sha256} is what the job that made it left, where a record says what."""
+    for path, now in files.items():
         made = [record for record in map(read, path.parent.glob("job-*.json")) if record]
         left = {Path(name).name: sha for record in made for name, sha in record["outputs"].items()}
-        if path.name in left and left[path.name] != sha256_file(path):
+        if path.name in left and left[path.name] != now:
             raise UserError(f"{path} has changed since it was written. {rebuild(path)}")
 
 

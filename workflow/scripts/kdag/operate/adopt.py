@@ -6,27 +6,16 @@ refuses until each result has been compared, by the record of its job (files/rec
 run here.
 """
 
-import base64
 import shlex
 from pathlib import Path
 
 from kdag.files import code, records
-from kdag.operate.status import Job
+from kdag.operate.status import Job, record_files
 
 # What is made from all the others within seconds, and may be made anew.
 CHEAP = ("aggregate", "write_report", "write_cards")
 MOST_SHOWN = 20
 ADOPTING = "KDAG_ADOPTING"  # set by `make adopt` for its own calls of Snakemake, which are not refused
-
-
-def known(folder: Path) -> set[str]:
-    """The outputs that Snakemake has a record of; a long name is cut into folders named @..."""
-    found = set()
-    for file in Path(folder).rglob("*"):
-        name = "".join(part.removeprefix("@") for part in file.relative_to(folder).parts)
-        if file.is_file():
-            found.add(base64.urlsafe_b64decode(name).decode())
-    return found
 
 
 def unknown(records_of: list[Path], outputs: list[str], snakemake: Path) -> list[str]:
@@ -38,7 +27,9 @@ def unknown(records_of: list[Path], outputs: list[str], snakemake: Path) -> list
     made = [records.read(file) for file in files if file.stem.removeprefix("job-") not in CHEAP]
     named = dict.fromkeys([*(name for record in made if record for name in record["outputs"]), *outputs])
     here = [name for name in named if Path(name).exists()]
-    there = known(snakemake / "metadata") | known(snakemake / "incomplete") if here else set()
+    if not here:
+        return []
+    there = record_files(snakemake / "metadata").keys() | record_files(snakemake / "incomplete").keys()
     return [name for name in here if name not in there]
 
 

@@ -79,15 +79,22 @@ def dry_run(config: Path | None, *options: str) -> str:
 # --- what Snakemake keeps of jobs that have begun ---------------------------------------------------------
 
 
-def records(folder: Path) -> dict[str, dict]:
-    """{output: record} of .snakemake/incomplete or metadata; a long name is cut into folders named @..."""
+def record_files(folder: Path) -> dict[str, Path]:
+    """{output: file of its record} in .snakemake/incomplete or metadata; a long name lies in folders @..."""
     found = {}
-    for file in Path(folder).rglob("*"):
+    for file in filter(Path.is_file, Path(folder).rglob("*")):
         name = "".join(part.removeprefix("@") for part in file.relative_to(folder).parts)
-        try:
-            found[base64.urlsafe_b64decode(name).decode()] = json.loads(file.read_text() or "{}")
-        except (OSError, ValueError):
-            continue  # a folder, or a file that is just being written or deleted
+        with contextlib.suppress(ValueError):  # nothing of Snakemake's
+            found[base64.urlsafe_b64decode(name).decode()] = file
+    return found
+
+
+def records(folder: Path) -> dict[str, dict]:
+    """{output: record} of the same."""
+    found = {}
+    for output, file in record_files(folder).items():
+        with contextlib.suppress(OSError, ValueError):  # it is just being written or deleted
+            found[output] = json.loads(file.read_text() or "{}")
     return found
 
 
