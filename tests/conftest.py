@@ -89,7 +89,10 @@ class Project:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Project:
-    """A project whose tiny experiment has run once. Tests read it; those that change it take a copy."""
+    """A project whose tiny experiment has run once, in each worker of the tests.
+
+    Tests read it, or change a file and put it back; those that change results take a copy.
+    """
     project = Project(tmp_path_factory.mktemp("project"))
     project.log = project.snakemake().stderr
     return project
