@@ -1,7 +1,7 @@
-"""Look the pinned packages up in the advisories of the package index; fails if one of them is known to be vulnerable.
+"""Look the pinned packages up in the package index's advisories; fails if one is known to be vulnerable.
 
-Needs pip-audit, which `make advisories` installs. An index without advisories, such as most mirrors, knows none of the
-packages: that is said, and is no failure.
+Needs pip-audit, which `make advisories` installs. An index without advisories, such as most mirrors, knows
+none of the packages: that is said, and is no failure.
 """
 
 import json
@@ -12,8 +12,9 @@ PINS = "envs/constraints.txt"
 
 
 def main() -> None:
-    command = [sys.executable, "-m", "pip_audit", "--disable-pip", "--require-hashes", "-r", PINS, "-f", "json"]
-    done = subprocess.run([*command, "--progress-spinner", "off"], text=True, capture_output=True)
+    options = ["--disable-pip", "--require-hashes", "-r", PINS, "-f", "json", "--progress-spinner", "off"]
+    command = [sys.executable, "-m", "pip_audit", *options]
+    done = subprocess.run(command, text=True, capture_output=True)
     if not done.stdout.strip():
         sys.exit(f"pip-audit gave no answer:\n{done.stderr.strip()}")
     packages = json.loads(done.stdout)["dependencies"]
@@ -22,7 +23,8 @@ def main() -> None:
     for package, problem in found:
         mended = ", ".join(problem["fix_versions"]) or "no release yet"
         print(f"{package['name']} {package['version']}: {problem['id']}, mended in {mended}")
-    print(f"{len(packages) - len(unknown)} of {len(packages)} pinned packages looked up, {len(found)} advisories")
+    known = len(packages) - len(unknown)
+    print(f"{known} of {len(packages)} pinned packages looked up, {len(found)} advisories")
     if len(unknown) == len(packages):
         print("the index at hand has no advisories, so nothing is known, good or bad")
     sys.exit(1 if found else 0)
