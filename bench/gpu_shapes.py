@@ -129,26 +129,17 @@ def lengths(shapes: dict, count: int) -> list[tuple[int, int]]:
 
 
 def rows(shapes: dict, count: int):
-    """A data frame as kdag.data.read_rows gives it, of random tokens."""
+    """Rows as kdag.data.rows.read_rows gives them, of random tokens."""
     import numpy as np
-    import pandas as pd
 
-    from kdag.data.rows import targets
+    from kdag.data.rows import EncodedRows
 
     random = np.random.default_rng(0)
     ids, masks = [], []
     for prompt, answer in lengths(shapes, count):
         ids.append(random.integers(3, shapes["vocabulary"], prompt + answer).astype(np.int32))
         masks.append(np.repeat(np.array([0, 1], dtype=np.int8), [prompt, answer]))
-    pairs = zip(ids, masks, strict=True)
-    return pd.DataFrame(
-        {
-            "row_hash": [str(number) for number in range(count)],
-            "input_ids": ids,
-            "response_mask": masks,
-            "targets": [targets(row, mask) for row, mask in pairs],
-        }
-    )
+    return EncodedRows.of(ids, masks)
 
 
 def tokens(frame) -> int:

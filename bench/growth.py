@@ -5,7 +5,7 @@
 
 Needs nothing but what it makes: rows of one length (tests/tiny.py's words), so that a batch costs the
 same at every size, and random models. Three stages, each size in a process of its own, by turns:
-  encode   read_jsonl, rows.subset, both parts written to Parquet
+  encode   rows read, encoded, both parts written to Parquet
   cache    teacher_cache.write_part, 512 rows to a shard
   train    train.train with a cached teacher, LoRA, 20 rows to a batch; a turn is an optimiser
            step. The same number of steps at every size, and then the largest goes on alone to the
@@ -89,21 +89,16 @@ def tokenizer(folder):
 
 
 def encode(place, size, tokenizer):
-    from kdag.data import rows
-    from kdag.files.reading import read_jsonl
+    from kdag.config.chat import Chat
+    from kdag.config.sources import Data
+    from kdag.data import chat, rows
+    from kdag.files import readers
 
-    parts = rows.subset(
-        read_jsonl(place / "rows.jsonl"),
-        tokenizer,
-        {tokenizer.eos_token_id},
-        fields=rows.Fields("instruction", "input", "output"),
-        train_rows=size,
-        heldout_rows=HELDOUT,
-        max_tokens=256,
-        overlong="error",
-    )
-    for name, frame in zip(("train", "heldout"), parts, strict=False):
-        frame.to_parquet(place / "whole" / f"{name}.parquet", index=False)
+    chosen = chat.settle(Chat(), tokenizer, tokenizer, {tokenizer.eos_token_id})
+    keys = {"train_rows": size, "heldout_rows": HELDOUT, "max_tokens": 256, "overlong": "error"}
+    files = {name: place / "whole" / f"{name}.parquet" for name in ("train", "heldout")}
+    found = readers.rows(place / "rows.jsonl")
+    rows.write_subset(found, tokenizer, chosen, Data(id="some/rows", **keys), files)
 
 
 def encode_worker(baton, folder, size, rounds, steps):
@@ -211,9 +206,7 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(folder, sizes)
-        tokens = {
-            size: sum(map(len, common.read_part(folder / str(size), "train")["input_ids"])) for size in sizes
-        }
+        tokens = {size: int(common.read_part(folder / str(size), "train").lengths.sum()) for size in sizes}
         for stage in args.stages:
             measure(figures, stage, folder, sizes, tokens, rounds, steps)
     figures.write(args.json)

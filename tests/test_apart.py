@@ -7,8 +7,9 @@ import time
 import pytest
 import tiny
 
-from kdag.data import template
-from kdag.files import apart
+from kdag.config.chat import Chat as Settings
+from kdag.data import chat, template
+from kdag.files import apart, readers
 from kdag.job.errors import UserError
 
 
@@ -74,8 +75,8 @@ def test_a_hostile_template_is_one_line(name, monkeypatch):
     tokenizer.chat_template = HOSTILE[name]
     monkeypatch.setattr(template, "SECONDS", 3)
     with pytest.raises(UserError) as error:
-        template.check("teacher", tokenizer, [])
-    assert str(error.value).startswith("the teacher's chat template: ")
+        chat.settle(Settings(), tokenizer, tokenizer, {2})
+    assert str(error.value).startswith("the teacher's chat template")
     assert "\n" not in str(error.value)
 
 
@@ -83,17 +84,15 @@ def test_a_damaged_parquet_file_is_one_line(tmp_path):
     """Every byte flipped by turns; the reader may refuse, crash, or find nothing wrong."""
     import pandas as pd
 
-    import fetch_dataset
-
     good = tmp_path / "good.parquet"
     pd.DataFrame(tiny.rows(3)).to_parquet(good)
     content, bad = good.read_bytes(), tmp_path / "bad.parquet"
     for place in range(4, len(content), max(1, len(content) // 40)):
         bad.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
         try:
-            rows = fetch_dataset.read_file(bad)
+            rows = apart.run(readers.copy, bad, tmp_path / "out", None, what=str(bad), seconds=60)
         except UserError as error:
-            assert "not Parquet" in str(error)
+            assert str(error).startswith(str(bad))
             assert "\n" not in str(error)
         else:
-            assert isinstance(rows, list)
+            assert isinstance(rows, int)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from kdag.data.template import Chat
 from kdag.evaluation import decoding, generation
 from kdag.evaluation.tasks.ifeval import prompt_set_hash
 from kdag.job.errors import UserError
@@ -22,6 +24,7 @@ TEMPLATE = (
 )
 TEXT = ["Write a story about a dog that crosses the river and the old bridge without commas."] * 4
 CONFIG = {"max_new_tokens": 12, "batch_size": 3, "repetition_penalty": 1.0, "dtype": "float32"}
+CHAT = Chat(template=TEMPLATE, end_ids=(0, 2))
 DOCS = [
     {
         "key": key,
@@ -199,7 +202,7 @@ def test_end_tokens_are_the_models_and_the_tokenizers(loaded):
 
 def test_samples_and_settings(loaded):
     model, tokenizer = loaded
-    samples, settings = generation.generate(generation.GreedyLM(model, tokenizer, CONFIG), DOCS)
+    samples, settings = generation.generate(generation.GreedyLM(model, tokenizer, CONFIG, CHAT), DOCS)
     eos_ids = sorted(load.end_ids(model.name_or_path, tokenizer))
     answers, cut_off = decode(model, tokenizer, prompt_ids(tokenizer), eos_ids)
     for row, (doc, sample) in enumerate(zip(DOCS, samples, strict=True)):
@@ -218,7 +221,7 @@ def test_samples_and_settings(loaded):
     assert (settings["dtype"], settings["device"]) == ("float32", "cpu")
     assert (settings["batch_size"], settings["max_new_tokens"]) == (3, 12)
 
-    lm = generation.GreedyLM(model, tokenizer, {**CONFIG, "batch_size": 2})
+    lm = generation.GreedyLM(model, tokenizer, {**CONFIG, "batch_size": 2}, CHAT)
     again, _ = generation.generate(lm, DOCS[::-1])
     assert again[::-1] == samples
 
@@ -226,28 +229,26 @@ def test_samples_and_settings(loaded):
 def test_too_long_a_prompt_is_refused(loaded):
     long = {**DOCS[1], "prompt": "story " * 300}
     with pytest.raises(UserError, match=r"prompt 2 has \d+ tokens; with max_new_tokens 12"):
-        generation.generate(generation.GreedyLM(*loaded, CONFIG), [DOCS[0], long])
+        generation.generate(generation.GreedyLM(*loaded, CONFIG, CHAT), [DOCS[0], long])
 
 
-def test_no_model_and_no_template_are_refused(tmp_path):
+def test_no_model_is_refused(tmp_path):
     with pytest.raises(UserError, match="has no config.json"):
-        decoding.load_model(tmp_path, "float32")
-    make_model(tmp_path)
-    (tmp_path / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match="no chat template"):
         decoding.load_model(tmp_path, "float32")
 
 
 def test_script_twice_gives_equal_bytes_and_no_noise(directory, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(json.dumps(doc) + "\n" for doc in DOCS))
+    chat = tmp_path / "chat.json"
+    chat.write_text(json.dumps(asdict(CHAT)))
     files = []
     for run in ("first", "second"):
         output, settings = tmp_path / run / "samples.jsonl", tmp_path / run / "generation.json"
         done = subprocess.run(
             [
                 *(sys.executable, SCRIPTS / "generate.py", "--config", json.dumps(CONFIG)),
-                *("--model", directory, "--prompts", prompts),
+                *("--model", directory, "--chat", chat, "--prompts", prompts),
                 *("--output", output, "--settings", settings),
             ],
             capture_output=True,
@@ -314,8 +315,8 @@ def test_both_backends_ask_the_same_prompts_and_tell_ends_alike(directory, loade
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    ours, our_settings = generation.generate(generation.GreedyLM(*loaded, CONFIG), DOCS)
-    lm = generation.language_model(directory, {**CONFIG, "backend": "vllm"})
+    ours, our_settings = generation.generate(generation.GreedyLM(*loaded, CONFIG, CHAT), DOCS)
+    lm = generation.language_model(directory, {**CONFIG, "backend": "vllm"}, CHAT)
     theirs, settings = generation.generate(lm, DOCS)
     assert theirs == ours
     assert settings["backend"] == "vllm 0.33.0" and lm.model.settings["generation_config"] == "vllm"

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 import tiny
 import yaml
@@ -17,6 +16,7 @@ from test_workflow import edit, planned
 
 from kdag.config.load import load_config
 from kdag.config.stages import stage_params
+from kdag.data.rows import EncodedRows
 from kdag.evaluation.decoding import GenerationProgress
 from kdag.job import progress
 from kdag.planning import devices, expected
@@ -164,7 +164,7 @@ def test_caching_counts_the_tokens_of_all_its_files(clock, plan, caplog, monkeyp
     monkeypatch.setattr(cache, "hidden_states", lambda model, ids, mask: torch.zeros(*ids.shape, 2))
     monkeypatch.setattr(cache, "device", lambda: torch.device("cpu"))
     rows = [np.arange(length) for length in (90, 10, 50, 50)]
-    frame = pd.DataFrame({"input_ids": rows, "targets": rows})
+    frame = EncodedRows.of(rows, [np.ones(len(row)) for row in rows])
     assert cache.count_tokens(frame) == 200
     pace, seen = progress.Pace(200, clock), []
     monkeypatch.setattr(

@@ -44,18 +44,8 @@ def home(tiny_models, tmp_path_factory) -> Path:
     """data/, student/model, cache/: what the training stages read."""
     folder = tmp_path_factory.mktemp("home")
     tokenizer = load.load_tokenizer(tiny_models / "student")
-    train, _, _ = rows.subset(
-        tiny.rows(ROWS + 2),
-        tokenizer,
-        {tokenizer.eos_token_id},
-        fields=rows.Fields("instruction", "input", "output"),
-        train_rows=ROWS,
-        heldout_rows=2,
-        max_tokens=200,
-        overlong="drop",
-    )
     (folder / "data").mkdir()
-    train.to_parquet(folder / "data" / "train.parquet")
+    tiny.encoded(tiny.rows(ROWS + 2), tokenizer, folder / "data", train_rows=ROWS, heldout_rows=2)
     said = {
         "vocabulary_size": len(tokenizer),
         "vocabulary_hash": "of a vocabulary",

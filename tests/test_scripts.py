@@ -66,7 +66,7 @@ def test_subset_by_hand_equals_the_run(finished, paths, tmp_path):
     config = json.dumps({"train_rows": 24, "heldout_rows": 8, "max_tokens": 256})
     finished.script(
         *("subset", "--config", config, "--rows", paths["rows"]),
-        *("--teacher", paths["teacher"], "--student", paths["student"]),
+        *("--chat", paths["results"] / "data" / "chat.json", "--models", paths["student"], paths["teacher"]),
         *("--train", tmp_path / "train.parquet", "--heldout", tmp_path / "heldout.parquet"),
         *("--manifest", tmp_path / "manifest.json"),
     )

@@ -142,10 +142,7 @@ def interrupted(tiny_models, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("interrupted")
     tokenizer = load.load_tokenizer(tiny_models / "student")
-    fields = rows.Fields("instruction", "input", "output")
-    sizes = {"train_rows": 8, "heldout_rows": 2, "max_tokens": 200, "overlong": "drop"}
-    made, _, _ = rows.subset(tiny.rows(10), tokenizer, {tokenizer.eos_token_id}, fields=fields, **sizes)
-    made.to_parquet(folder / "train.parquet")
+    tiny.encoded(tiny.rows(10), tokenizer, folder, train_rows=8, heldout_rows=2)
     frame = rows.read_rows(folder / "train.parquet")
     short = {"dtype": "float32", "batch_size": 2, "gradient_accumulation": 1, "gradient_checkpointing": False}
     work = folder / "work"

@@ -77,7 +77,8 @@ def fetch(name, folder, tmp_path, run, **options) -> tuple[dict, Path]:
 def evaluate(settings, home, model, run, output, **changes) -> dict:
     run(
         *("evaluate_task", "--config", json.dumps({**SETTINGS, **changes, "task": settings})),
-        *("--model", model, "--task", home / "task", "--fetched", home / "m.json"),
+        *("--model", model, "--chat", tiny.chat_file(model, home)),
+        *("--task", home / "task", "--fetched", home / "m.json"),
         *("--output", output / "samples.jsonl", "--scores", output / "scores.json"),
     )
     return json.loads((output / "scores.json").read_text())
@@ -120,7 +121,8 @@ def test_changed_documents_are_refused(own, tiny_models, run, tmp_path):
     docs.write_text(docs.read_text().replace("Question 0", "Question 9"))
     done = run(
         *("evaluate_task", "--config", json.dumps({**SETTINGS, "task": settings})),
-        *("--model", tiny_models / "student", "--task", home / "task", "--fetched", home / "m.json"),
+        *("--model", tiny_models / "student", "--chat", tiny.chat_file(tiny_models / "student", home)),
+        *("--task", home / "task", "--fetched", home / "m.json"),
         *("--output", tmp_path / "s.jsonl", "--scores", tmp_path / "s.json"),
         check=False,
     )

@@ -177,6 +177,19 @@ def test_a_teacher_key_leaves_the_plain_student_alone(changed):
     assert "sft_student" not in rules and rules["cache_teacher"] == 1
 
 
+def test_a_chat_key_runs_what_renders_and_fetches_nothing(changed):
+    rules, _ = changed(lambda raw: raw.update(chat={"system": "Be brief."}))
+    assert rules["settle_chat"] == rules["subset"] == rules["sft_teacher"] == 1
+    assert rules["generate"] == 8 and rules["distill"] == 4
+    assert not {rule for rule in rules if rule.startswith("fetch") or rule == "select_prompts"}
+
+
+def test_a_data_key_leaves_the_chat_and_the_untrained_models_alone(changed):
+    rules, _ = changed(lambda raw: raw["data"].update(train_rows=20))
+    assert rules["subset"] == 1 and rules["generate"] == 6
+    assert "settle_chat" not in rules and "fetch_dataset" not in rules
+
+
 def test_sweep_is_one_strategy_per_value(changed):
     def sweep(raw):
         raw["strategies"]["skewed-fkl"] |= {"skew_lambda": [0.1, 0.3], "temperature": [1, 2]}

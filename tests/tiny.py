@@ -7,6 +7,7 @@ those of Qwen2.5-7B and 3B are. Run by hand: python tests/tiny.py FOLDER
 import json
 import random
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import yaml
@@ -150,6 +151,32 @@ def prompts() -> list[dict]:
         {"key": key, "prompt": text, "instruction_id_list": ids, "kwargs": kwargs}
         for key, (text, ids, kwargs) in enumerate(PROMPTS)
     ]
+
+
+def chat_of(tokenizer):
+    """The chat of a pair with this tokenizer, nothing being configured."""
+    from kdag.config.chat import Chat
+    from kdag.data import chat
+
+    return chat.settle(Chat(), tokenizer, tokenizer, {tokenizer.eos_token_id})
+
+
+def chat_file(model: Path, folder: Path) -> Path:
+    """chat.json of a model directory, as the stage `settle_chat` writes it."""
+    from kdag.models import load
+
+    (folder / "chat.json").write_text(json.dumps(asdict(chat_of(load.load_tokenizer(model)))))
+    return folder / "chat.json"
+
+
+def encoded(rows: list[dict], tokenizer, folder: Path, **settings) -> dict:
+    """Write train.parquet and heldout.parquet as the stage `subset` does; returns its report."""
+    from kdag.config.sources import Data
+    from kdag.data import rows as data
+
+    files = {part: folder / f"{part}.parquet" for part in ("train", "heldout")}
+    settings = {"max_tokens": 200, **settings}
+    return data.write_subset(rows, tokenizer, chat_of(tokenizer), Data(id="some/rows", **settings), files)
 
 
 def write_jsonl(path: Path, values) -> None:

@@ -12,8 +12,10 @@ import tiny
 import yaml
 from conftest import ROOT
 
+from kdag.config.chat import Chat as Settings
 from kdag.config.load import load_config
-from kdag.data import rows, template
+from kdag.config.sources import Data
+from kdag.data import chat, rows, template
 from kdag.evaluation.tasks import ifeval
 from kdag.files import manifest, seals
 from kdag.job.errors import UserError
@@ -91,11 +93,11 @@ def test_configurations(experiment):
 def test_rows(experiment):
     generator, accepted = random.Random(2), 0
     tokenizer = tiny.tokenizer([" ".join(tiny.WORDS)])
-    fields = rows.Fields("instruction", "input", "output")
-    sizes = {"train_rows": 4, "heldout_rows": 2, "max_tokens": 512, "overlong": "drop"}
+    chosen = chat.settle(Settings(), tokenizer, tokenizer, {tokenizer.eos_token_id})
+    settings = Data(id="some/rows", train_rows=4, heldout_rows=2, max_tokens=512)
 
     def encode(made):
-        return rows.subset(made, tokenizer, {tokenizer.eos_token_id}, fields=fields, **sizes)
+        return rows.subset(made, tokenizer, chosen, settings, lambda part, row: None)
 
     for number in range(500):
         made = [row for row in as_json(mutated(tiny.rows(12), generator)) if isinstance(row, dict)]
@@ -173,7 +175,7 @@ def test_templates(monkeypatch):
             text = text[:start] + generator.choice([*pieces, "", text[start:end] * 2]) + text[end:]
         tokenizer.chat_template = text
         try:
-            accepted += survives(template.check, "teacher", tokenizer, []) is not None
+            accepted += survives(chat.settle, Settings(), tokenizer, tokenizer, {2}) is not None
         except Exception as error:
             raise AssertionError(f"template {number}: {text}") from error
     assert 2 < accepted < 198

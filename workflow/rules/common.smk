@@ -180,11 +180,17 @@ def local_files(source):
     return [str(file) for file in (files.wanted(path) if path.is_dir() else [path])]
 
 
+def local_template(chat):
+    """The user's own file behind the chat template."""
+    return [chat.template] if chat.template and Path(chat.template).is_file() else []
+
+
 TEACHER = fetched("models", "fetch_teacher")
 STUDENT = "<results>/student" if CONFIG.student.derive else fetched("models", "fetch_student")
 DATASET = fetched("datasets", "fetch_dataset")
 PROMPTS = fetched("datasets", "fetch_prompts")
 NLTK = "resources/nltk_data"
+CHAT = "<results>/data/chat.json"
 PLANNED_FROM = [  # a student cut from the teacher is planned from the teacher's
     Path(TEACHER, "model", "config.json"),
     Path(STUDENT, "model", "config.json"),

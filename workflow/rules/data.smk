@@ -138,10 +138,33 @@ rule fetch_task:
         " --manifest {output.manifest:q} --log-file {log:q}"
 
 
+rule settle_chat:
+    input:
+        code=code("settle_chat"),
+        template=local_template(CONFIG.chat),
+        teacher=f"{TEACHER}/manifest.json",
+        teacher_model=ancient(f"{TEACHER}/model"),
+        student=f"{STUDENT}/manifest.json",
+        student_model=ancient(f"{STUDENT}/model"),
+    output:
+        chat=CHAT,
+    log:
+        "<logs>/settle_chat.log",
+    localrule: True
+    conda:
+        "../../envs/train.yaml"
+    params:
+        config=params("settle_chat"),
+    shell:
+        "python {input.code[0]:q} --config {params.config:q} --teacher {input.teacher_model:q}"
+        " --student {input.student_model:q} --output {output.chat:q} --log-file {log:q}"
+
+
 rule subset:
     input:
         code=code("subset"),
         rows=f"{DATASET}/rows.jsonl",
+        chat=CHAT,
         teacher=f"{TEACHER}/manifest.json",
         teacher_model=ancient(f"{TEACHER}/model"),
         student=f"{STUDENT}/manifest.json",
@@ -158,8 +181,8 @@ rule subset:
     params:
         config=params("subset"),
     shell:
-        "python {input.code[0]:q} --config {params.config:q} --rows {input.rows:q}"
-        " --teacher {input.teacher_model:q} --student {input.student_model:q}"
+        "python {input.code[0]:q} --config {params.config:q} --rows {input.rows:q} --chat {input.chat:q}"
+        " --models {input.student_model:q} {input.teacher_model:q}"
         " --train {output.train:q} --heldout {output.heldout:q} --manifest {output.manifest:q}"
         " --log-file {log:q}"
 

@@ -9,6 +9,7 @@ ANSWERS = f"../../envs/{'vllm' if CONFIG.evaluation.backend == 'vllm' else 'eval
 rule generate:
     input:
         code=code("generate"),
+        chat=CHAT,
         prompts="<results>/data/prompts.jsonl",
         manifest=lambda wildcards: f"{model_home(wildcards.model)}/manifest.json",
         model=ancient(lambda wildcards: f"{model_home(wildcards.model)}/model"),
@@ -29,7 +30,7 @@ rule generate:
     shell:
         "python {input.code[0]:q} --name generate/{wildcards.model}"
         " --gpus {resources.gpu} --planned {resources.planned}"
-        " --config {params.config:q} --model {input.model:q} --prompts {input.prompts:q}"
+        " --config {params.config:q} --model {input.model:q} --chat {input.chat:q} --prompts {input.prompts:q}"
         " --output {output.samples:q} --settings {output.settings:q} --log-file {log:q}"
 
 
@@ -88,6 +89,7 @@ rule measure_fidelity:
 rule evaluate_task:
     input:
         code=code("evaluate_task"),
+        chat=CHAT,
         own=task_code,
         fetched=lambda wildcards: f"{task_home(wildcards.task)}/manifest.json",
         task=ancient(lambda wildcards: f"{task_home(wildcards.task)}/task"),
@@ -110,5 +112,5 @@ rule evaluate_task:
     shell:
         "python {input.code[0]:q} --name {wildcards.task}/{wildcards.model}"
         " --gpus {resources.gpu} --planned {resources.planned}"
-        " --config {params.config:q} --model {input.model:q} --task {input.task:q}"
+        " --config {params.config:q} --model {input.model:q} --chat {input.chat:q} --task {input.task:q}"
         " --fetched {input.fetched:q} --output {output.samples:q} --scores {output.scores:q} --log-file {log:q}"

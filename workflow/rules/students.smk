@@ -5,6 +5,7 @@
 rule sft_student:
     input:
         code=code("sft"),
+        chat=CHAT,
         data="<results>/data/manifest.json",
         train="<results>/data/train.parquet",
         base=f"{STUDENT}/manifest.json",
@@ -27,13 +28,14 @@ rule sft_student:
     shell:
         "python {input.code[0]:q} --name sft/seed{wildcards.seed}"
         " --gpus {resources.gpu} --planned {resources.planned} --tensorboard {resources.tensorboard}"
-        " --config {params.config:q} --model {input.model:q} --train {input.train:q}"
+        " --config {params.config:q} --model {input.model:q} --chat {input.chat:q} --train {input.train:q}"
         " --output {output.model:q} --log {output.log:q} --manifest {output.manifest:q} --log-file {log:q}"
 
 
 rule distill:
     input:
         code=code("distill"),
+        chat=CHAT,
         divergence=divergence_code,
         data="<results>/data/manifest.json",
         train="<results>/data/train.parquet",
@@ -60,6 +62,6 @@ rule distill:
     shell:
         "python {input.code[0]:q} --name {wildcards.strategy}/seed{wildcards.seed}"
         " --gpus {resources.gpu} --planned {resources.planned} --tensorboard {resources.tensorboard}"
-        " --config {params.config:q} --model {input.model:q} --train {input.train:q}"
+        " --config {params.config:q} --model {input.model:q} --chat {input.chat:q} --train {input.train:q}"
         " --teacher {input.teacher:q} --expect-teacher {input.trained:q}"
         " --output {output.model:q} --log {output.log:q} --manifest {output.manifest:q} --log-file {log:q}"

@@ -6,6 +6,7 @@
 rule sft_teacher:
     input:
         code=code("sft"),
+        chat=CHAT,
         data="<results>/data/manifest.json",
         train="<results>/data/train.parquet",
         base=f"{TEACHER}/manifest.json",
@@ -29,7 +30,7 @@ rule sft_teacher:
     shell:
         "python {input.code[0]:q} --name sft_teacher"
         " --gpus {resources.gpu} --planned {resources.planned} --tensorboard {resources.tensorboard} --config {params.config:q}"
-        " --model {input.model:q} --train {input.train:q} --output {output.model:q} --log {output.log:q}"
+        " --model {input.model:q} --chat {input.chat:q} --train {input.train:q} --output {output.model:q} --log {output.log:q}"
         " --manifest {output.manifest:q} --log-file {log:q}"
 
 

@@ -89,7 +89,7 @@ def main(args):
 def write_files(args, settings, vocabulary, frames, files, stored, folder) -> list[Path]:
     """The files of this share, {part: numbers}, and with the very first of them the head."""
     from kdag.models import load
-    from kdag.models.head import check_head, head_weight
+    from kdag.models.head import check_head, head_weight, logit_cap
     from kdag.teacher.cache import count_tokens, file_rows, write_head, write_part
 
     model = load.load_model(args.model, settings.dtype, gpus=args.gpus, whole_rows=True)
@@ -106,7 +106,7 @@ def write_files(args, settings, vocabulary, frames, files, stored, folder) -> li
                 unit=f"rows of {part}",
                 batch_tokens=settings.batch_tokens,
                 rows_per_shard=settings.rows_per_shard,
-                encode=encoder(stored[part], head, settings),
+                encode=encoder(stored[part], head, settings, logit_cap(model)),
                 files=files[part],
                 pace=pace,
             )
@@ -117,7 +117,7 @@ def write_files(args, settings, vocabulary, frames, files, stored, folder) -> li
     return outputs
 
 
-def encoder(store: str, head, settings: Settings):
+def encoder(store: str, head, settings: Settings, cap: float | None = None):
     """hidden [n, d] -> what is stored of it. Fidelity reads held-out rows as they are."""
     from kdag.teacher.storage import SCHEMES
 
@@ -127,8 +127,8 @@ def encoder(store: str, head, settings: Settings):
             return lambda hidden: encode(hidden, head, dtype=settings.dtype)
         case "topk":
             exact = head.float()
-            return lambda hidden: encode(hidden, exact, k=settings.top_k, tail=settings.tail)
-    return lambda hidden: encode(hidden, head)
+            return lambda hidden: encode(hidden, exact, k=settings.top_k, tail=settings.tail, cap=cap)
+    return lambda hidden: encode(hidden, head, cap=cap)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from kdag.files.manifest import write_manifest
 from kdag.files.records import recorded
 from kdag.job import cli
 from kdag.models import derive, load, save
+from kdag.models.files import stored_dtype
 
 
 def arguments():
@@ -23,11 +24,18 @@ def arguments():
 
 
 def main(args):
-    dtype = json.loads((args.teacher / "config.json").read_text()).get("dtype") or "float32"
+    load.require(args.teacher)
+    dtype = stored_dtype(args.teacher)
     model = load.load_model(args.teacher, dtype, to_device=False)
-    derive.keep_layers(model, checked(Derive, args.config).kept(len(model.base_model.layers)))
+    kind = model.config.model_type
+    derive.keep_layers(
+        model, checked(Derive, args.config).kept(model.config.get_text_config().num_hidden_layers)
+    )
+    cut = derive.computed(model)
     with atomic_path(args.output) as partial:
         save.save(model, load.load_tokenizer(args.teacher), partial)
+        del model
+        derive.check_same(cut, derive.computed(load.load_model(partial, dtype, to_device=False)), kind, dtype)
     write_manifest(
         args.manifest,
         stage="derive_student",

@@ -22,6 +22,9 @@ def arguments():
     parser.add_argument("--model", type=Path, required=True, help="the untrained student's directory")
     parser.add_argument("--train", type=Path, required=True, help="train.parquet")
     parser.add_argument(
+        "--chat", type=Path, help="chat.json, saved with the model; default: its own template"
+    )
+    parser.add_argument(
         "--teacher", type=Path, required=True, help="manifest.json of the teacher's cache, or of the teacher"
     )
     parser.add_argument(
@@ -55,6 +58,7 @@ def main(args):
         objective,
         start=args.model,
         rows=args.train,
+        chat=args.chat,
         teacher=args.teacher,
         expected_teacher=args.expect_teacher,
         output=args.output,

@@ -3,17 +3,15 @@
 import json
 from pathlib import Path
 
-import pandas as pd
-
 from kdag.data.sources import fetching, package_file
-from kdag.files import apart
-from kdag.files.atomic import write_jsonl
+from kdag.files import apart, readers
+from kdag.files.atomic import atomic_path
 from kdag.files.hashes import sha256_file
 from kdag.files.manifest import write_manifest
-from kdag.files.reading import read_jsonl
 from kdag.files.records import recorded
 from kdag.job import cli
 from kdag.job.errors import UserError
+from kdag.job.progress import Progress
 
 SECONDS = 3600  # for a file of any size; a damaged one ends at once
 
@@ -26,72 +24,48 @@ def arguments():
     return parser
 
 
-def read_file(path: Path) -> list[dict]:
-    """Rows of a JSON array, JSON Lines or Parquet file, told by its ending."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        return read_rows(path)
-    except RecursionError as error:
-        raise UserError(f"{path}: its values are nested too deeply") from error
-
-
-def parquet(path: Path) -> str:
-    """The rows as a JSON array."""
-    return pd.read_parquet(path).to_json(orient="records")
-
-
-def read_rows(path: Path) -> list[dict]:
-    match path.suffix:
-        case ".jsonl":
-            return read_jsonl(path)
-        case ".json":
-            try:
-                rows = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise UserError(f"{path}: not JSON: {error}") from error
-            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-                raise UserError(f"{path}: a JSON array of objects is needed")
-            return rows
-        case ".parquet":
-            what = f"{path}: not Parquet"
-            return json.loads(apart.run(parquet, path, what=what, seconds=SECONDS))
-    raise UserError(f"{path}: a .json, .jsonl or .parquet file is needed")
-
-
-def read_hub(source: dict) -> tuple[list[dict], str]:
-    """Rows and the commit they were read at."""
+def from_hub(source: dict, output: Path) -> str:
+    """Write as many rows as are wanted: no more are downloaded. Returns the commit they were read at."""
     from datasets import load_dataset
     from huggingface_hub import HfApi
 
     with fetching(f"data set {source['id']}"):
         commit = HfApi().dataset_info(source["id"], revision=source["revision"]).sha
-        rows = load_dataset(source["id"], split=source["split"], revision=commit)
-    return rows.to_list(), commit
+        named = {"name": source.get("name"), "split": source["split"], "revision": commit}
+        found = load_dataset(source["id"], streaming=True, **named)
+        found = found.remove_columns([name for name, kind in (found.features or {}).items() if is_file(kind)])
+        wanted = source.get("rows")
+        progress = Progress(wanted, "rows") if wanted else None
+        number = readers.write_lines(told(found, progress), output, wanted)
+    if not number:
+        raise UserError(f"the data set has no rows: {source}")
+    return commit
+
+
+def is_file(kind) -> bool:
+    """A column of images, sound or the like."""
+    return type(kind).__name__ in ("Image", "Audio", "Video", "Pdf")
+
+
+def told(found, progress: Progress | None):
+    for number, row in enumerate(found, start=1):
+        yield row
+        if progress:
+            progress.update(number)
 
 
 def main(args):
-    source = args.config
-    commit = None
-    if source["source"] == "hub":
-        rows, commit = read_hub(source)
-        inputs = {}
-    else:
-        if source["source"] == "path":
-            path = Path(source["path"])
+    source, commit, inputs = args.config, None, {}
+    with atomic_path(args.output) as partial:
+        if source["source"] == "hub":
+            commit = from_hub(source, partial)
         else:
-            path = package_file(source["package"], source["file"])
-        rows = read_file(path)
-        inputs = {path.name: sha256_file(path)}
-    if not rows:
-        raise UserError(f"the data set has no rows: {source}")
-    try:
-        write_jsonl(args.output, rows)
-    except UnicodeEncodeError as error:
-        row = error.object.count("\n", 0, error.start)
-        raise UserError(f"row {row}: half a character, {error.object[error.start]!a}, is not text") from error
-    except TypeError as error:
-        raise UserError(f"the data set holds values that are no JSON: {error}: {source}") from error
+            path = Path(source.get("path") or package_file(source["package"], source["file"]))
+            # In a child: a damaged Parquet file may be a segmentation fault of its reader.
+            number = apart.run(readers.copy, path, partial, None, what=str(path), seconds=SECONDS)
+            if not number:
+                raise UserError(f"the data set has no rows: {source}")
+            inputs = {path.name: sha256_file(path)}
     write_manifest(
         args.manifest,
         stage="fetch_dataset",

@@ -33,7 +33,11 @@ def from_hub(source: dict, output: Path) -> str:
     with fetching(f"model {source['id']}"):
         commit = HfApi().model_info(source["id"], revision=source["revision"]).sha
         snapshot_download(
-            source["id"], revision=commit, local_dir=download, allow_patterns=list(files.WANTED)
+            source["id"],
+            revision=commit,
+            local_dir=download,
+            allow_patterns=list(files.WANTED),
+            ignore_patterns=list(files.UNWANTED),
         )
     shutil.rmtree(download / ".cache", ignore_errors=True)
     files.check(download)

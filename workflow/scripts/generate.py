@@ -1,7 +1,7 @@
 """Answer a task's prompts with one model, greedily, through lm-eval.
 
-python workflow/scripts/generate.py --model DIR --prompts prompts.jsonl --output samples.jsonl \
-    --settings generation.json --config '{"max_new_tokens": 1280, "batch_size": 16,
+python workflow/scripts/generate.py --model DIR --chat chat.json --prompts prompts.jsonl \
+    --output samples.jsonl --settings generation.json --config '{"max_new_tokens": 1280, "batch_size": 16,
     "repetition_penalty": 1.0, "dtype": "bfloat16"}'
 """
 
@@ -9,6 +9,7 @@ import json
 import logging
 from pathlib import Path
 
+from kdag.data.template import read_chat
 from kdag.files.atomic import write_jsonl
 from kdag.files.hashes import sha256_file
 from kdag.files.manifest import sha256_beside
@@ -23,6 +24,7 @@ def arguments():
     parser = cli.parser(__doc__.splitlines()[0], gpus=True)
     parser.add_argument("--config", type=json.loads, required=True, help="generation section, JSON")
     parser.add_argument("--model", type=Path, required=True, help="from_pretrained directory")
+    parser.add_argument("--chat", type=Path, required=True, help="chat.json of settle_chat.py")
     parser.add_argument("--prompts", type=Path, required=True, help="JSONL of select_prompts.py")
     parser.add_argument("--output", type=Path, required=True, help="samples.jsonl")
     parser.add_argument("--settings", type=Path, required=True, help="generation.json")
@@ -33,7 +35,7 @@ def main(args):
     docs = read_jsonl(args.prompts)
     from kdag.evaluation import generation  # seconds of imports, spent only once the arguments are good
 
-    lm = generation.language_model(args.model, args.config, args.gpus)
+    lm = generation.language_model(args.model, args.config, read_chat(args.chat), args.gpus)
     logging.info("%d prompts, %s, %s", len(docs), args.model, json.dumps(args.config))
     samples, settings = generation.generate(lm, docs)
     cut_off = sum(sample["cut_off"] for sample in samples)

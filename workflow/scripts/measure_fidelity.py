@@ -41,8 +41,11 @@ def main(args):
     dtype = precision.settle(args.config["dtype"], "evaluation.dtype")
     pace = progress.Pace(count_tokens(frame) * len({args.untrained, args.model}))
 
+    caps = {}
+
     def states_and_head(directory):
         model = load.load_model(directory, dtype, gpus=args.gpus, whole_rows=True)
+        caps["student"] = head.logit_cap(model)
         hidden = dict(
             answer_states(model, frame, FIDELITY_TOKENS, f"rows through {directory.parent.name}", pace)
         )
@@ -59,6 +62,7 @@ def main(args):
         cache.head.to(load.device()),
         untrained,
         torch.from_numpy(np.concatenate([*map(answer_tokens, frame["targets"])])).long(),
+        caps=(caps["student"], cache.cap),
     )
     inputs = {
         "model": sha256_file(args.model.parent / "manifest.json"),

@@ -16,6 +16,9 @@ def arguments():
     parser.add_argument("--config", type=json.loads, default={}, help="training keys and seed")
     parser.add_argument("--model", type=Path, required=True, help="model directory to start from")
     parser.add_argument("--train", type=Path, required=True, help="train.parquet")
+    parser.add_argument(
+        "--chat", type=Path, help="chat.json, saved with the model; default: its own template"
+    )
     parser.add_argument("--output", type=Path, required=True, help="model directory, written")
     parser.add_argument("--log", type=Path, required=True, help="training.jsonl, one line per step")
     parser.add_argument("--manifest", type=Path, required=True)
@@ -36,6 +39,7 @@ def main(args):
         Objective(),
         start=args.model,
         rows=args.train,
+        chat=args.chat,
         output=args.output,
         log=args.log,
         manifest=args.manifest,

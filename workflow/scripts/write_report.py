@@ -92,15 +92,15 @@ def predicted(raw: dict, manifests: list[Path], results: Path) -> dict:
     """What `make plan` would have said of this experiment on this machine; no stages where it knows neither
     the device nor the architecture."""
     config = checked(Config, raw)
-    device = read_manifest(manifests[0], ("device",))["device"]
+    name = read_manifest(manifests[0], ("device",))["device"]
     try:
-        device = devices.of_device(device)
+        device = devices.of_device(name)
         teacher, student, *_ = (
             Shape.from_config(read_json(path.parent / "model" / "config.json")) for path in manifests
         )
     except UserError as error:
         logging.info("no prediction to compare with: %s", error)
-        return {"device": device, "stages": []}
+        return {"device": name, "stages": []}
     tokens = counted(config, results.parent)
     return {"device": device.name, "stages": planner.plan(config, teacher, student, device, tokens)}
 

@@ -13,6 +13,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
+from kdag.config.chat import Chat
 from kdag.config.evaluation import NAME, Evaluation
 from kdag.config.metrics import IFEVAL
 from kdag.config.resources import Resources
@@ -34,6 +35,7 @@ class Config(Section):
         [0], min_length=1, description="every student is trained once per seed"
     )
     data: Data
+    chat: Chat = Field(default_factory=Chat)
     teacher: Teacher
     teacher_training: TeacherTraining = Field(default_factory=TeacherTraining)
     teacher_cache: TeacherCache = Field(default_factory=TeacherCache)

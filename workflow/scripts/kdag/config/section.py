@@ -1,6 +1,7 @@
 """What every section of the configuration has in common: how values are read, and how a mistake is told."""
 
 import difflib
+import os
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -17,6 +18,11 @@ Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 def refuse_braces(path: str | None) -> None:
     if path and ("{" in path or "}" in path):
         raise ValueError(f"braces in a path mean wildcards to Snakemake; give it another name: {path}")
+
+
+def expanded(path: str | None) -> str | None:
+    """A path with ~ and $HOME as the directories that they mean."""
+    return os.path.expandvars(os.path.expanduser(path)) if path else path
 
 
 def path_is(what: str, path: str) -> bool:

@@ -1,11 +1,12 @@
 """The sections that say where models, rows and prompts come from."""
 
-import json
 from typing import Annotated, Literal
 
-from pydantic import Field, model_serializer, model_validator
+from pydantic import Field, field_validator, model_serializer, model_validator
 
-from kdag.config.section import Section, path_is, refuse_braces
+from kdag.config.columns import Columns
+from kdag.config.section import Section, expanded, path_is, refuse_braces
+from kdag.files import readers
 from kdag.job.errors import UserError
 
 IFEVAL_KEYS = ("key", "prompt", "instruction_id_list", "kwargs")
@@ -23,6 +24,11 @@ class Source(Section):
     package: str | None = Field(None, description="package: the installed distribution's name")
     file: str | None = Field(None, description="package: the file inside it")
 
+    @field_validator("path")
+    @classmethod
+    def _home_is_known(cls, value):
+        return expanded(value)
+
     @model_validator(mode="after")
     def _source_has_its_keys(self):
         wanted = {"hub": {"id"}, "path": {"path"}, "package": {"package", "file"}}[self.source]
@@ -39,12 +45,15 @@ class Source(Section):
 
 
 class DataSource(Source):
+    name: str | None = Field(None, description="hub: the data set's configuration, if it has several")
     split: str = Field("train", description="hub: the split")
 
     @model_validator(mode="after")
     def _path_is_a_file(self):
         if self.source == "path" and path_is("is_dir", self.path):
-            raise ValueError(f"{self.path} is a directory; a .json, .jsonl or .parquet file is needed")
+            raise ValueError(f"{self.path} is a directory; a file of rows is needed")
+        if self.name and self.source != "hub":
+            raise ValueError(f"source {self.source} does not take name")
         return self
 
 
@@ -56,51 +65,28 @@ class ModelSource(Source):
         return self
 
 
-def first_row(path: str) -> dict | None:
-    """Of a JSON Lines file; None where the stage that reads all of it will have to say what is wrong."""
-    if not path.endswith(".jsonl"):
-        return None
-    try:
-        with open(path, encoding="utf-8") as lines:
-            row = json.loads(lines.readline())
-    except (OSError, ValueError):
-        return None
-    return row if isinstance(row, dict) and row else None
+class Data(DataSource, Columns):
+    """The rows that the experiment learns from."""
 
-
-class Data(DataSource):
-    """The instruction rows."""
-
-    instruction_field: str = Field("instruction", description="the column with the instruction")
-    input_field: str | None = Field(
-        "input", description="the column with further input, put below the instruction; null: none"
+    learn: Literal["all", "last"] = Field(
+        "all", description="which of a conversation's assistant turns are learned"
     )
-    output_field: str = Field("output", description="the column with the answer to learn")
     train_rows: int = Field(1000, gt=0, description="rows to train on: the first ones")
     heldout_rows: int = Field(100, gt=0, description="rows after those, for fidelity; never trained on")
     max_tokens: int = Field(2048, ge=16, description="longest row, prompt and answer, in tokens")
     overlong: Literal["drop", "truncate", "error"] = Field(
         "drop", description="a longer row is left out, cut at max_tokens (losing its end), or an error"
     )
+    bad_rows: Literal["error", "drop"] = Field(
+        "error", description="a row that cannot be learned is an error, or left out and counted"
+    )
 
     @model_validator(mode="after")
-    def _columns_differ(self):
-        columns = [f for f in (self.instruction_field, self.input_field, self.output_field) if f]
-        if len(set(columns)) < len(columns):
-            raise ValueError(
-                f"instruction_field, input_field and output_field name one column twice: {', '.join(columns)}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _first_row_has_the_columns(self):
-        row = first_row(self.path) if self.source == "path" else None
-        for key in ("instruction_field", "output_field") if row else ():
-            if getattr(self, key) not in row:
-                known = ", ".join(map(str, row))
-                raise ValueError(
-                    f"{key}: {self.path} has no {getattr(self, key)!r}; its first row has {known}"
-                )
+    def _the_beginning_has_the_columns(self):
+        rows = readers.first_rows(self.path) if self.source == "path" else []
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        if columns and (problems := self.problems(columns)):
+            raise ValueError("; ".join(problems))
         return self
 
 
@@ -173,7 +159,7 @@ class Prompts(DataSource):
 
     @model_validator(mode="after")
     def _first_row_is_ifeval_s(self):
-        row = first_row(self.path) if self.source == "path" else None
+        row = next(iter(readers.first_rows(self.path)), None) if self.source == "path" else None
         if row and (lacking := [key for key in IFEVAL_KEYS if key not in row]):
             raise ValueError(
                 f"{self.path}: the first row has no {', '.join(lacking)}; docs/how-to.md shows a row"

@@ -17,7 +17,8 @@ from kdag.files.hashes import sha256_json
 def fetch_params(source: Source) -> dict:
     """What decides which bytes are fetched."""
     keys = DataSource.model_fields if isinstance(source, DataSource) else Source.model_fields
-    return {key: getattr(source, key) for key in keys}
+    named = {key: getattr(source, key) for key in keys}
+    return {key: value for key, value in named.items() if key != "name" or value}
 
 
 def source_name(source: dict) -> str:
@@ -36,11 +37,15 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
         case "fetch_student":
             return fetch_params(config.student)
         case "fetch_dataset":
-            return fetch_params(config.data)
+            # Of a hub's rows only those that are needed; a file is small beside what is made of it.
+            needed = config.data.train_rows + config.data.heldout_rows
+            return fetch_params(config.data) | ({"rows": needed} if config.data.source == "hub" else {})
         case "fetch_prompts":
             return fetch_params(config.evaluation.prompts)
         case "derive_student":
             return config.student.derive.model_dump(by_alias=True, exclude_none=True)
+        case "settle_chat":
+            return config.chat.model_dump()
         case "subset":
             return config.data.model_dump(exclude=set(DataSource.model_fields))
         case "select_prompts":

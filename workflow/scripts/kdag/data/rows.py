@@ -1,137 +1,175 @@
-"""Instruction rows -> chat template -> token ids and response mask.
+"""Rows of a data set -> token ids and response mask, split into those that train and those held out."""
 
-The one place that decides which tokens a model learns from: the answer and the token that ends it.
-"""
-
-from dataclasses import dataclass
+import contextlib
+import itertools
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from kdag.data import template
+from kdag.config.sources import Data
+from kdag.data import formats, template
+from kdag.data.formats import Conversation
+from kdag.data.template import Chat, RefusedError
+from kdag.files.atomic import atomic_path
 from kdag.files.hashes import canonical_json, sha256_json, sha256_text
 from kdag.files.manifest import verify_beside
 from kdag.job.errors import UserError
 
 MOST_BAD_ROWS_SHOWN = 10
+ROWS_AT_A_TIME = 1000  # of a file that is written
+LEFT_OUT = ("bad", "dropped_overlong", "heldout_repeats_train")  # why a row is, in a subset's report
 
 
-@dataclass(frozen=True)
-class Fields:
-    """The columns of an instruction row; `input` may be absent."""
-
-    instruction: str
-    input: str | None
-    output: str
-
-
-def messages(row: dict, fields: Fields) -> list[dict]:
-    """One user turn and one assistant turn. ValueError says what is wrong with the row."""
-    for field in filter(None, (fields.instruction, fields.output)):
-        if field not in row:
-            raise ValueError(f"field {field!r} is missing; the row has {', '.join(row) or 'none'}")
-    texts = {}
-    for field in filter(None, (fields.instruction, fields.input, fields.output)):
-        value = row.get(field)
-        if value is None and field == fields.input:
-            value = ""
-        if not isinstance(value, str):
-            raise ValueError(f"field {field!r} must be text, got {type(value).__name__}: {value!r:.60}")
-        texts[field] = value
-    for field in (fields.instruction, fields.output):
-        if not texts[field].strip():
-            raise ValueError(f"field {field!r} is empty")
-    further = texts.get(fields.input, "").strip()
-    user = texts[fields.instruction] + (f"\n\n{further}" if further else "")
-    return [
-        {"role": "user", "content": user},
-        {"role": "assistant", "content": texts[fields.output]},
-    ]
+def conversation(row: dict, settings: Data, chat: Chat) -> Conversation:
+    """A row's conversation; ValueError says why it cannot be learned."""
+    try:
+        found = formats.conversation(settings, row, settings.learn)
+    except (TypeError, AttributeError, KeyError) as error:  # a value of another kind, somewhere inside
+        raise ValueError(f"it is no conversation: {error}") from error
+    if chat.thinking is None and any("reasoning_content" in message for message in found.messages):
+        raise ValueError("it has reasoning; chat.thinking says what is learned of it: keep, strip or off")
+    return found
 
 
-def encode(tokenizer, conversation: list[dict], end_ids: set[int]) -> tuple[list[int], list[int]]:
-    """Token ids of prompt and answer, and a mask that is 1 on the answer up to its end token.
+def subset(
+    rows: Iterable[dict],
+    tokenizer,
+    chat: Chat,
+    settings: Data,
+    keep: Callable[[str, dict], None],
+    positions: int | None = None,
+) -> dict:
+    """Split and encode rows, one by one. The first train_rows train; the next heldout_rows are held out, less
+    those whose text trains.
 
-    What the template puts behind the end token (a line break, mostly) is left out: no model is asked for
-    it. The mask marks tokens as targets: whoever predicts token i does so from position i - 1.
+    keep: is given "train" or "heldout" and {row (number in the source, from 0), row_hash, input_ids,
+    response_mask, prompt, response}. positions: that the models have. Returns the report: what was kept, and
+    which rows were left out and why.
     """
-    options = {"tokenize": True, "return_dict": False}
-    prompt = template.apply(tokenizer, conversation[:-1], add_generation_prompt=True, **options)
-    whole = template.apply(tokenizer, conversation, **options)
-    if whole[: len(prompt)] != prompt:
-        raise UserError(
-            "the chat template renders a prompt differently once its answer follows, so the answer's "
-            "tokens cannot be told from the prompt's; use a model with another template"
-        )
-    answer = whole[len(prompt) :]
-    ends = [i for i, token in enumerate(answer) if token in end_ids]
-    answer = answer[: ends[-1] + 1] if ends else [*answer, tokenizer.eos_token_id]
-    return prompt + answer, [0] * len(prompt) + [1] * len(answer)
-
-
-def subset(rows, tokenizer, end_ids, *, fields: Fields, train_rows, heldout_rows, max_tokens, overlong):
-    """Split and encode. rows: list of dicts. Returns (train, heldout, report): two data frames and counts.
-
-    Columns: row (number in the source, from 0), row_hash, input_ids, response_mask, prompt, response.
-    The first train_rows rows train; the next heldout_rows are held out, less those whose text trains.
-    """
-    if len(rows) < train_rows + heldout_rows:
-        raise UserError(
-            f"data.train_rows + data.heldout_rows = {train_rows + heldout_rows}, but the data set has "
-            f"{len(rows)} rows"
-        )
-    rows = rows[: train_rows + heldout_rows]
-    conversations, bad = [], []
-    for number, row in enumerate(rows):
+    most = min(settings.max_tokens, positions or settings.max_tokens)
+    report = {"bad": [], "dropped_overlong": [], "truncated": [], "heldout_repeats_train": []}
+    counts = {part: {"rows": 0, "tokens": 0, "answer_tokens": 0} for part in ("train", "heldout")}
+    seen, bad = set(), {}
+    rows = iter(rows)
+    first = list(itertools.islice(rows, template.TRIED))
+    template.check_rows(tokenizer, chat, [c for row in first if (c := _learnable(row, settings, chat))])
+    for number, row in enumerate(itertools.chain(first, rows)):
+        part = "train" if number < settings.train_rows else "heldout"
         try:
-            conversations.append(messages(row, fields))
-        except ValueError as error:
-            bad.append(f"row {number}: {error}")
-    if bad:
-        more = f"\n... and {len(bad) - MOST_BAD_ROWS_SHOWN} more" * (len(bad) > MOST_BAD_ROWS_SHOWN)
-        raise UserError("bad rows in the data: " + "\n".join(bad[:MOST_BAD_ROWS_SHOWN]) + more)
-
-    template.check("student", tokenizer, conversations)
-    seen, parts = set(), {"train": [], "heldout": []}
-    report = {"dropped_overlong": [], "truncated": [], "heldout_repeats_train": []}
-    for number, conversation in enumerate(conversations):
-        part = "train" if number < train_rows else "heldout"
-        text_hash = sha256_text(canonical_json(conversation[0]["content"].split()))
+            found = conversation(row, settings, chat)
+            text_hash = sha256_text(canonical_json(found.prompt.split()))[:16]
+            if part == "heldout" and text_hash in seen:
+                report["heldout_repeats_train"].append(number)
+                continue
+            encoded = (
+                template.encode(tokenizer, chat, found) if not bad or settings.bad_rows == "drop" else []
+            )
+        except (ValueError, RefusedError) as error:
+            bad[number] = str(error)
+            continue
         if part == "train":
             seen.add(text_hash)
-        elif text_hash in seen:
-            report["heldout_repeats_train"].append(number)
-            continue
-        ids, mask = encode(tokenizer, conversation, end_ids)
-        if len(ids) > max_tokens:
-            if overlong == "error":
-                raise UserError(f"row {number} has {len(ids)} tokens, data.max_tokens is {max_tokens}")
-            if overlong == "drop" or not any(mask[:max_tokens]):
-                report["dropped_overlong"].append(number)
-                continue
-            report["truncated"].append(number)
-            ids, mask = ids[:max_tokens], mask[:max_tokens]
-        parts[part].append(
-            {
-                "row": number,
-                "row_hash": sha256_json([ids, mask]),
-                "input_ids": np.array(ids, dtype=np.int32),
-                "response_mask": np.array(mask, dtype=np.int8),
-                "prompt": conversation[0]["content"],
-                "response": conversation[1]["content"],
-            }
-        )
-    left_out = dict(report)
-    for part, kept in parts.items():
-        if not kept:
-            counts = ", ".join(f"{key}: {len(rows)} rows" for key, rows in left_out.items())
-            raise UserError(f"no row is left in the {part} part; {counts}")
-        report[part] = {
-            "rows": len(kept),
-            "tokens": sum(len(row["input_ids"]) for row in kept),
-            "answer_tokens": int(sum(row["response_mask"].sum() for row in kept)),
-        }
-    return pd.DataFrame(parts["train"]), pd.DataFrame(parts["heldout"]), report
+        for ids, mask in encoded:
+            if len(ids) > most:
+                if settings.overlong == "error":
+                    limit = (
+                        f"data.max_tokens is {most}"
+                        if most == settings.max_tokens
+                        else f"the models have {most} positions"
+                    )
+                    raise UserError(f"row {number} has {len(ids)} tokens, {limit}")
+                if settings.overlong == "drop" or not any(mask[:most]):
+                    report["dropped_overlong"].append(number)
+                    continue
+                report["truncated"].append(number)
+                ids, mask = ids[:most], mask[:most]
+            counts[part]["rows"] += 1
+            counts[part]["tokens"] += len(ids)
+            counts[part]["answer_tokens"] += sum(mask)
+            keep(
+                part,
+                {
+                    "row": number,
+                    "row_hash": sha256_json([ids, mask]),
+                    "input_ids": ids,
+                    "response_mask": mask,
+                    "prompt": found.prompt,
+                    "response": found.response,
+                },
+            )
+    if bad and settings.bad_rows == "error":
+        shown = [
+            f"row {number}: {reason}" for number, reason in itertools.islice(bad.items(), MOST_BAD_ROWS_SHOWN)
+        ]
+        more = f"\n... and {len(bad) - len(shown)} more" * (len(bad) > len(shown))
+        lines = "\n".join(shown) + more
+        raise UserError(f"bad rows in the data: {lines}; data.bad_rows: drop would leave them out")
+    report["bad"] = [{"row": number, "reason": reason} for number, reason in bad.items()]
+    for part, kept in counts.items():
+        if not kept["rows"]:
+            left = ", ".join(f"{key}: {len(report[key])} rows" for key in LEFT_OUT)
+            raise UserError(f"no row is left in the {part} part; {left}")
+    return report | counts
+
+
+def write_subset(rows, tokenizer, chat: Chat, settings: Data, files: dict[str, Path], positions=None) -> dict:
+    """`subset` into two Parquet files, {"train": path, "heldout": path}, or into none. Returns its report."""
+    with contextlib.ExitStack() as stack:
+        partial = {part: stack.enter_context(atomic_path(path)) for part, path in files.items()}
+        writers = {part: stack.enter_context(Writer(path)) for part, path in partial.items()}
+        return subset(rows, tokenizer, chat, settings, lambda part, row: writers[part].write(row), positions)
+
+
+def _learnable(row: dict, settings: Data, chat: Chat) -> Conversation | None:
+    try:
+        return conversation(row, settings, chat)
+    except ValueError:
+        return None
+
+
+SCHEMA = pa.schema(
+    {
+        "row": pa.int64(),
+        "row_hash": pa.string(),
+        "input_ids": pa.list_(pa.int32()),
+        "response_mask": pa.list_(pa.int8()),
+        "prompt": pa.string(),
+        "response": pa.string(),
+    }
+)
+
+
+COLUMNS = ["row_hash", "input_ids", "response_mask"]  # of them, what is trained on
+
+
+class Writer:
+    """Rows into a Parquet file, some at a time."""
+
+    def __init__(self, path: Path):
+        self.file, self.waiting = pq.ParquetWriter(path, SCHEMA), []
+
+    def write(self, row: dict) -> None:
+        self.waiting.append(row)
+        if len(self.waiting) == ROWS_AT_A_TIME:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self.waiting:
+            self.file.write_table(pa.Table.from_pylist(self.waiting, SCHEMA))
+        self.waiting = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, failed, *_):
+        if not failed:
+            self._flush()
+        self.file.close()
 
 
 def targets(input_ids, response_mask) -> np.ndarray:
@@ -145,13 +183,97 @@ def answer_tokens(row_targets: np.ndarray) -> np.ndarray:
     return row_targets[row_targets != -100]
 
 
-def read_rows(path) -> pd.DataFrame:
-    """What `subset` wrote, without the texts and with the `targets`; small-integer arrays.
+class EncodedRows:
+    """Encoded rows on disk, of which memory holds what is looked at, however many there are.
 
-    UserError if the file is not what its manifest says.
+    Its columns are row_hash (text), input_ids, response_mask and targets (arrays of a row's length); `iloc`
+    gives some of the rows, as of a data frame.
     """
+
+    def __init__(self, table: pa.Table, chosen=None):
+        self.table, self.chosen = table, range(len(table)) if chosen is None else chosen
+
+    @classmethod
+    def of(cls, input_ids, response_mask, row_hash=None) -> "EncodedRows":
+        """Rows that are in memory already."""
+        hashes = row_hash or [str(number) for number in range(len(input_ids))]
+        columns = {"row_hash": hashes, "input_ids": list(input_ids), "response_mask": list(response_mask)}
+        return cls(pa.table(columns, schema=pa.schema([SCHEMA.field(name) for name in COLUMNS])))
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, name: str) -> "Column":
+        return Column(self, name)
+
+    def value(self, name: str, number: int):
+        """A column's value of one row."""
+        place = self.chosen[number]
+        if name == "row_hash":
+            return self.table["row_hash"][place].as_py()
+        if name == "targets":
+            return targets(self.value("input_ids", number), self.value("response_mask", number))
+        return self.table[name][place].values.to_numpy()
+
+    @property
+    def iloc(self) -> "Some":
+        return Some(self)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row; read from the file's index alone."""
+        return pc.list_value_length(self.table["input_ids"]).to_numpy()[
+            np.asarray(self.chosen, dtype=np.int64)
+        ]
+
+    @property
+    def answer_tokens(self) -> int:
+        """Learned tokens of all rows; a first token has nothing before it that could predict it."""
+        learned = (np.count_nonzero(mask[1:]) for mask in self["response_mask"])
+        return sum(map(int, learned))
+
+
+class Column:
+    """One column of encoded rows, read row by row."""
+
+    def __init__(self, rows: EncodedRows, name: str):
+        self.rows, self.name = rows, name
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int):
+        return self.rows.value(self.name, number)
+
+    def __iter__(self):
+        return (self[number] for number in range(len(self)))
+
+    def tolist(self) -> list:
+        return list(self)
+
+
+class Some:
+    """rows.iloc[5:10], or [4, 2]: those rows, in this order."""
+
+    def __init__(self, rows: EncodedRows):
+        self.rows = rows
+
+    def __getitem__(self, wanted) -> EncodedRows:
+        chosen = self.rows.chosen
+        some = chosen[wanted] if isinstance(wanted, slice) else [chosen[number] for number in wanted]
+        return EncodedRows(self.rows.table, some)
+
+
+def read_rows(path: Path) -> EncodedRows:
+    """What `subset` wrote. UserError if the file is not what its manifest says."""
     verify_beside(path)
-    frame = pd.read_parquet(path, columns=["row_hash", "input_ids", "response_mask"])
-    pairs = zip(frame["input_ids"], frame["response_mask"], strict=True)
-    frame["targets"] = [targets(ids, mask) for ids, mask in pairs]
-    return frame
+    # Unpacked into a file that is mapped and then has no name: memory holds the pages that are looked at, and
+    # the disk has its room back when this process ends, however it ends.
+    with tempfile.TemporaryDirectory(dir=Path(path).parent, prefix=".rows-") as folder:
+        unpacked = Path(folder, "rows.arrow")
+        file = pq.ParquetFile(path)
+        schema = pa.schema([SCHEMA.field(name) for name in COLUMNS])
+        with pa.OSFile(str(unpacked), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for batch in file.iter_batches(ROWS_AT_A_TIME, columns=COLUMNS):
+                writer.write_batch(batch.cast(schema))
+        return EncodedRows(pa.ipc.open_file(pa.memory_map(str(unpacked))).read_all())

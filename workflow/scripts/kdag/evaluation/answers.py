@@ -9,7 +9,7 @@ import lm_eval.api.task
 import lm_eval.tasks
 import torch
 
-from kdag.files.hashes import sha256_text
+from kdag.data.template import Chat, after_thinking, marked, prompt_text, render, special_tokens, tokens
 from kdag.job import arithmetic
 from kdag.job.errors import UserError
 
@@ -20,8 +20,9 @@ class GreedyAnswers:
     `answers[task, doc id]` holds what lm-eval's samples have no field for: n_tokens and cut_off.
     """
 
-    def pin(self, config: dict, eos_ids: list[int], limit: int | None, backend: dict) -> None:
+    def pin(self, config: dict, chat: Chat, limit: int | None, backend: dict) -> None:
         """config: evaluation's settings; limit: positions the model has; backend: what computes."""
+        self.chat = chat
         self.answers, self.limit, self.backend_settings = {}, limit, backend
         # The chat template writes every special token there should be; a task without it has none yet.
         self.special_tokens = not config.get("task", {}).get("chat_template", True)
@@ -30,7 +31,7 @@ class GreedyAnswers:
             "repetition_penalty": config["repetition_penalty"],
             "max_new_tokens": config["max_new_tokens"],
             "batch_size": config["batch_size"],
-            "eos_token_ids": eos_ids,
+            "eos_token_ids": list(chat.end_ids),
             "vocabulary": len(self.tokenizer),
             "dtype": config["dtype"],
         }
@@ -38,7 +39,7 @@ class GreedyAnswers:
     def settings(self) -> dict:
         """How every task is answered: what two rows of a table must have in common."""
         return {
-            "chat_template_sha256": sha256_text(self.tokenizer.chat_template),
+            "chat": self.chat.recorded(),
             **self.pinned,
             **self.backend_settings,
             "arithmetic": arithmetic.recorded(),
@@ -57,16 +58,27 @@ class GreedyAnswers:
             until = (until,) if isinstance(until, str) else tuple(until)
             alike.setdefault((cap, until), []).append(row)
         for (cap, until), rows in alike.items():
-            prompts = self.tokenizer(
-                [requests[row].args[0] for row in rows], add_special_tokens=self.special_tokens
-            )["input_ids"]
+            prompts = [self.prompt_ids(requests[row].args[0]) for row in rows]
             self._check_lengths(prompts, cap)
             for row, (ids, cut_off) in zip(rows, self.decode(prompts, cap, until), strict=True):
-                text = self.text(ids)
+                text, thought = after_thinking(self.text(ids), requests[row].args[0])
                 texts[row] = text[: min((text.find(s) for s in until if s in text), default=None)]
                 key = requests[row].task_name, requests[row].doc_id
-                self.answers[key] = {"n_tokens": len(ids), "cut_off": cut_off}
+                thinking = {} if thought is None else {"thinking": thought}
+                self.answers[key] = {"n_tokens": len(ids), "cut_off": cut_off, **thinking}
         return texts
+
+    def apply_chat_template(self, chat_history: list[dict], add_generation_prompt: bool = True) -> str:
+        """What lm-eval asks for before a request: the prompt as every stage renders it."""
+        pattern = special_tokens(self.tokenizer)
+        messages = marked(chat_history, pattern)
+        if add_generation_prompt:
+            return prompt_text(self.tokenizer, self.chat, messages)
+        return render(self.tokenizer, self.chat, messages, prompt=False, continue_final_message=True)
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Of a prompt that was rendered, or of a task's own text, which has no chat's special tokens."""
+        return self.tokenizer(prompt)["input_ids"] if self.special_tokens else tokens(self.tokenizer, prompt)
 
     def text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -5,6 +5,7 @@ Everything is a mean over answer tokens given the true prefix (teacher forcing),
 
 import torch
 
+from kdag.losses.cap import capped
 from kdag.losses.divergences import fkl, rkl, total_variation
 
 CHUNK = 256
@@ -37,17 +38,22 @@ def calibration_error(confidence: torch.Tensor, correct: torch.Tensor) -> float:
 
 
 @torch.inference_mode()
-def fidelity(student_hidden, student_head, teacher_hidden, teacher_head, untrained, targets) -> dict:
-    """Means over N tokens. *_hidden [N, d], *_head [V, d]; untrained: (hidden, head); targets [N]."""
+def fidelity(
+    student_hidden, student_head, teacher_hidden, teacher_head, untrained, targets, caps=(None, None)
+) -> dict:
+    """Means over N tokens. *_hidden [N, d], *_head [V, d]; untrained: (hidden, head); targets [N].
+
+    caps: the soft caps of the student's and the teacher's logits.
+    """
     pieces = []
     for start in range(0, len(targets), CHUNK):
         rows = slice(start, start + CHUNK)
         logps = [
-            (hidden[rows].to(head.device, head.dtype) @ head.T).float().log_softmax(-1)
-            for hidden, head in (
-                (student_hidden, student_head),
-                (teacher_hidden, teacher_head),
-                untrained,
+            capped((hidden[rows].to(head.device, head.dtype) @ head.T).float(), cap).log_softmax(-1)
+            for hidden, head, cap in (
+                (student_hidden, student_head, caps[0]),
+                (teacher_hidden, teacher_head, caps[1]),
+                (*untrained, caps[0]),
             )
         ]
         pieces.append(token_measures(*logps, targets[rows].to(student_head.device)))

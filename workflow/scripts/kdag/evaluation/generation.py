@@ -17,25 +17,26 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from kdag.config import precision
+from kdag.data.template import Chat, unmarked
 from kdag.evaluation.answers import GreedyAnswers, quiet
 from kdag.evaluation.decoding import GenerationProgress, decode_greedily, load_model
 from kdag.evaluation.tasks.ifeval import prompt_set_hash
 from kdag.files.hashes import sha256_json
 from kdag.job.errors import UserError
-from kdag.models.load import end_ids
 
 
 class GreedyLM(GreedyAnswers, HFLM):
     """lm-eval's transformers model with our decoding; its likelihood methods see our vocabulary."""
 
-    def __init__(self, model, tokenizer, config: dict):
+    def __init__(self, model, tokenizer, config: dict, chat: Chat):
         quiet()
+        tokenizer.chat_template = chat.template  # which lm-eval asks for, to know that there is one
         HFLM.__init__(
             self, pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=config["batch_size"]
         )
         self.pin(
             config,
-            sorted(end_ids(model.name_or_path, tokenizer)),
+            chat,
             getattr(model.config.get_text_config(), "max_position_embeddings", None),
             {
                 "device": model.device.type,
@@ -90,7 +91,7 @@ def local_task(name: str, docs: list[dict], max_new_tokens: int) -> dict:
     }
 
 
-def language_model(directory: Path, config: dict, gpus: int = 1):
+def language_model(directory: Path, config: dict, chat: Chat, gpus: int = 1):
     """The model behind lm-eval's interface, on the backend that evaluation.backend names."""
     config = {**config, "dtype": precision.settle(config["dtype"], "evaluation.dtype")}
     if config.get("backend") == "vllm":
@@ -98,9 +99,9 @@ def language_model(directory: Path, config: dict, gpus: int = 1):
             raise UserError("evaluation.backend: vllm needs the package vllm, which envs/vllm.yaml installs")
         from kdag.evaluation.vllm import GreedyVLLM
 
-        return GreedyVLLM(directory, config, gpus)
+        return GreedyVLLM(directory, config, chat, gpus)
     model, tokenizer = load_model(directory, config["dtype"], gpus)
-    return GreedyLM(model, tokenizer, config)
+    return GreedyLM(model, tokenizer, config, chat)
 
 
 def generate(lm: GreedyAnswers, docs: list[dict], task: str = "ifeval") -> tuple[list[dict], dict]:
@@ -118,7 +119,7 @@ def generate(lm: GreedyAnswers, docs: list[dict], task: str = "ifeval") -> tuple
             {
                 "key": doc["key"],
                 "prompt": doc["prompt"],
-                "rendered_prompt": sample["arguments"][0][0],
+                "rendered_prompt": unmarked(sample["arguments"][0][0]),
                 "response": sample["resps"][0][0],
                 **lm.answers[task, sample["doc_id"]],
             }

@@ -14,6 +14,7 @@ import logging
 import os
 from pathlib import Path
 
+from kdag.data.template import unmarked
 from kdag.files.hashes import sha256_json
 from kdag.job.errors import UserError
 
@@ -124,7 +125,7 @@ def evaluate(lm, settings: dict, folder: Path, expected: dict) -> tuple[dict, li
     samples = [
         {
             "task": name,
-            "prompt": s["arguments"][0][0],
+            "prompt": unmarked(s["arguments"][0][0]),
             **{k: s[k] for k in ("doc_id", "target", "filtered_resps")},
         }
         for name, answered in sorted(results["samples"].items())

@@ -11,12 +11,12 @@ import torch
 from lm_eval.models.vllm_causallms import VLLM
 from vllm import SamplingParams, TokensPrompt
 
+from kdag.data.template import Chat
 from kdag.evaluation.answers import GreedyAnswers, quiet
-from kdag.models.load import end_ids
 
 
 class GreedyVLLM(GreedyAnswers, VLLM):
-    def __init__(self, directory: Path, config: dict, gpus: int = 1):
+    def __init__(self, directory: Path, config: dict, chat: Chat, gpus: int = 1):
         quiet()
         VLLM.__init__(
             self,
@@ -29,7 +29,8 @@ class GreedyVLLM(GreedyAnswers, VLLM):
         )
         limit = getattr(self._config.get_text_config(), "max_position_embeddings", None)
         backend = {"device": "cuda", "backend": f"vllm {importlib.metadata.version('vllm')}"}
-        self.pin(config, sorted(end_ids(directory, self.tokenizer)), limit, backend)
+        self.tokenizer.chat_template = chat.template
+        self.pin(config, chat, limit, backend)
 
     def decode(self, prompts: list[list[int]], cap: int, until: tuple[str, ...]) -> list[tuple]:
         """(answer's ids without the end token, cut off) of each prompt."""

@@ -39,7 +39,8 @@ def run(function, *args, what: str, seconds: float, memory: int | None = None):
         process.kill()
         process.join()
     if "refused" in answer:
-        raise UserError(f"{what}: {answer['refused']}")
+        refused = answer["refused"]
+        raise UserError(refused if refused.startswith(what) else f"{what}: {refused}")
     return answer["made"]
 
 

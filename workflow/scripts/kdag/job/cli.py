@@ -104,13 +104,21 @@ class Terminal(logging.StreamHandler):
             super().handleError(record)
 
 
+class LogFile(logging.FileHandler):
+    """The job's own log; a line that the system refuses, on a full disk say, is on the terminal."""
+
+    def handleError(self, record):  # noqa: N802
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 def handlers(log_file: str | None, formatter: logging.Formatter) -> list[logging.Handler]:
     """The terminal, and the job's own log: no pipe whose other end could die."""
     made = [Terminal()]
     if log_file is not None:
         Path(log_file).parent.mkdir(parents=True, exist_ok=True)
         one_more = launching.LAUNCHER in os.environ  # of several processes, which share a log
-        made.append(logging.FileHandler(log_file, mode="a" if one_more else "w", encoding="utf-8"))
+        made.append(LogFile(log_file, mode="a" if one_more else "w", encoding="utf-8"))
         faulthandler.enable(made[-1].stream)  # a crash of a library leaves its place there
     for handler in made:
         handler.setFormatter(formatter)

@@ -11,6 +11,7 @@ import math
 import torch
 
 from kdag.losses.base import value_and_grad
+from kdag.losses.cap import capped, slope
 from kdag.losses.sizes import BLOCK_ELEMENTS, CHUNK_ELEMENTS
 
 IGNORE = -100
@@ -32,6 +33,8 @@ def distill_loss(
     num_items=None,
     chunk_tokens=None,
     teacher_logits=None,
+    student_cap=None,
+    teacher_cap=None,
 ):
     """Sum over tokens of (1 - w) CE + w T^2 D, divided by num_items -> (loss, metrics).
 
@@ -46,6 +49,8 @@ def distill_loss(
     by the size of the vocabulary. `teacher_logits`: where the teacher is stored in another form than
     its hidden states (teacher/storage.py), the function (stored rows, teacher_head) -> logits [n, V];
     `teacher_hidden` is then the dict of its stored tensors, the first dimension of each N.
+    `student_cap`, `teacher_cap`: c, where a model's logits are c tanh(z / c) of the head's product z; the
+    teacher's is applied to its hidden states alone, since other forms are stored under it.
 
     metrics: sums over this call's tokens, in nats, detached, without weights and T^2: `ce_sum`,
     `divergence_sum` (0 where not computed), and their number `tokens`.
@@ -87,6 +92,8 @@ def distill_loss(
         "chunk_tokens": chunk_tokens or even_chunks(len(rows), len(student_head)),
         "with_grad": torch.is_grad_enabled(),
         "teacher_logits": teacher_logits,
+        "student_cap": student_cap,
+        "teacher_cap": None if teacher_logits else teacher_cap,
     }
     device = student_hidden.device.type
     student_hidden, student_head = same_dtype(student_hidden, student_head)
@@ -210,6 +217,7 @@ class Block:
         kl_scale = settings["kl_weight"] / self.temperature
         self.scale = max(settings["ce_weight"], kl_scale)
         self.ce_factor, self.kl_factor = settings["ce_weight"] / self.scale, kl_scale / self.scale
+        self.cap, self.teacher_cap = settings["student_cap"], settings["teacher_cap"]
         self.dtype = torch.promote_types(logits.dtype, torch.float32)
         self.ce_sum = logits.new_zeros((), dtype=self.dtype)
         self.divergence_sum = logits.new_zeros((), dtype=self.dtype)
@@ -217,7 +225,7 @@ class Block:
         if logits.device.type == "cpu":
             elements *= torch.get_num_threads()
         self.rows = max(1, elements // logits.shape[1])
-        shape = 5, min(self.rows, len(logits)), logits.shape[1]
+        shape = 5 + (self.cap is not None), min(self.rows, len(logits)), logits.shape[1]
         self.buffers = scratch("block", shape, logits, self.dtype)
 
     def run(self, targets):
@@ -228,7 +236,11 @@ class Block:
 
     def run_block(self, logits, teacher_logits, targets):
         """logits [n, V] become their gradient; targets [n, 1]."""
-        x, y, q, p, e = (buffer[: len(logits)] for buffer in self.buffers)
+        x, y, q, p, e, *slopes = (buffer[: len(logits)] for buffer in self.buffers)
+        if self.cap is not None:
+            # In full precision, and not over the logits, which take the gradient in the end.
+            logits, given = capped(x.copy_(logits), self.cap), logits
+            slope(logits, self.cap, slopes[0])
         target_logits = logits.gather(1, targets).to(self.dtype)
         x, peak, log_sum = softmax(logits, self.temperature, x, q)
         untemper = bool(self.ce_factor) and self.temperature not in (1, 2)
@@ -236,6 +248,8 @@ class Block:
             torch.mul(x, self.temperature, out=e).exp_()
         grad = None
         if self.kl_factor:
+            if self.teacher_cap is not None:
+                teacher_logits = capped(y.copy_(teacher_logits), self.teacher_cap)
             y, _, teacher_log_sum = softmax(teacher_logits, self.temperature, y, p)
             value, grad = self.divergence(x, y, q, p, log_sum, teacher_log_sum)
             self.divergence_sum += value.sum()
@@ -253,6 +267,8 @@ class Block:
             factor = self.ce_factor / total
             grad = e.mul_(factor) if grad is None else grad.addcmul_(e, factor)
             grad.scatter_add_(1, targets, torch.full_like(target_logits, -self.ce_factor))
+        if self.cap is not None:
+            logits, grad = given, grad.mul_(slopes[0])
         if grad is not logits:
             logits.copy_(grad)
 

@@ -10,20 +10,63 @@ from pathlib import Path
 from kdag.job.errors import UserError
 
 WANTED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model", "LICENSE*")
+# A second copy of the weights in another layout, and adapters left next to what they were merged into.
+UNWANTED = ("consolidated*", "adapter_*", "original/*")
+INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 # What AutoTokenizer builds a tokenizer from; without any of them it returns an empty one.
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 def wanted(directory: Path) -> list[Path]:
-    """The files of a model directory that a run reads."""
-    return sorted(f for f in Path(directory).iterdir() if any(f.match(pattern) for pattern in WANTED))
+    """The files of a model directory that a run reads: of its weights those alone that are the model."""
+    directory = Path(directory)
+    found = {f for f in directory.iterdir() if any(f.match(pattern) for pattern in WANTED)}
+    found -= {f for f in found if any(f.match(pattern) for pattern in UNWANTED)}
+    weights = {directory / name for name in weight_files(directory)}
+    return sorted(f for f in found if f.suffix != ".safetensors" or f in weights)
+
+
+def weight_files(directory: Path) -> list[str]:
+    """The names of the files that are a model's weights: one, or those that its index lists."""
+    directory = Path(directory)
+    if (directory / WHOLE).is_file():
+        return [WHOLE]
+    if (directory / INDEX).is_file():
+        return sorted(set(read_object(directory / INDEX).get("weight_map", {}).values()))
+    return []
+
+
+def stored_dtype(directory: Path) -> str:
+    """The dtype of a model's weights, by either name that config.json has for it."""
+    config = read_object(Path(directory) / "config.json")
+    return config.get("dtype") or config.get("torch_dtype") or "float32"
+
+
+def positions_of(directory: Path) -> int | None:
+    """How many a model has for the tokens of a row; None if it has no bound."""
+    config = read_object(Path(directory) / "config.json")
+    config = config.get("text_config") or config
+    found = [config.get(key) for key in ("max_position_embeddings", "n_positions", "max_seq_len")]
+    return next((limit for limit in found if isinstance(limit, int) and limit > 0), None)
 
 
 def check(directory: Path) -> None:
     """UserError with the file and what is wrong with it."""
     directory = Path(directory)
+    if (directory / "adapter_config.json").is_file() and not weight_files(directory):
+        base = read_object(directory / "adapter_config.json").get("base_model_name_or_path")
+        raise UserError(
+            f"{directory}: an adapter without the model that it adapts ({base}); merge it first, with peft: "
+            "AutoPeftModelForCausalLM.from_pretrained(...).merge_and_unload().save_pretrained(...)"
+        )
     config = read_object(directory / "config.json")
+    if stored := config.get("quantization_config"):
+        method = stored.get("quant_method", "quantised") if isinstance(stored, dict) else "quantised"
+        raise UserError(
+            f"{directory}: its weights are stored quantised ({method}) and take no adapter in; "
+            "take the model's full weights, and load_in_4bit: true to train on four bits of them"
+        )
     for file in sorted(directory.glob("*.json")):
         read_object(file)
     check_weights(directory)
@@ -48,15 +91,14 @@ def check_weights(directory: Path) -> None:
     """Every shard is there and as long as its own header says."""
     from safetensors import SafetensorError, safe_open
 
-    files = {file.name for file in directory.glob("*.safetensors")}
+    files = weight_files(directory)
     if not files:
         pickles = sorted(file.name for pattern in PICKLES for file in directory.glob(pattern))
         why = f"; {pickles[0]} is a pickle, which can run code and is not read" if pickles else ""
         raise UserError(f"{directory}: no model directory: no weights as *.safetensors{why}")
-    for index in sorted(directory.glob("*.safetensors.index.json")):
-        if missing := sorted(set(read_object(index).get("weight_map", {}).values()) - files):
-            raise UserError(f"{directory}: {index.name} lists {missing[0]}, which is not there")
-    for name in sorted(files):
+    if missing := [name for name in files if not (directory / name).is_file()]:
+        raise UserError(f"{directory}: {INDEX} lists {missing[0]}, which is not there")
+    for name in files:
         try:
             with safe_open(directory / name, framework="np"):
                 pass

@@ -1,10 +1,17 @@
-"""Hidden states and the head that turns them into logits."""
+"""Hidden states and the head that turns them into logits.
+
+Everywhere below logits are cap(hidden @ head.T) of hidden states [n, d] and a head [V, d]. What families put
+between the two is brought into that form here: a factor of the logits (Cohere, Granite) goes into the hidden
+states, a bias (Phi) is a further column of the head, next to a state of ones, and a soft cap (Gemma 2) is a
+number c for c tanh(z / c), which is handed on.
+"""
 
 import contextlib
 
 import torch
 
 from kdag.job.errors import UserError
+from kdag.losses.cap import capped
 from kdag.models import packed
 
 
@@ -16,11 +23,28 @@ def base_model(model):
 def hidden_states(model, input_ids, attention_mask) -> torch.Tensor:
     """Hidden states after the final norm, [B, L, d], next to the head that takes them. No logits are made."""
     base = base_model(model)
-    body = base.base_model
+    body, head = base.base_model, base.get_output_embeddings()
     if packed.on(base):
-        return packed.forward(body, input_ids, attention_mask)
-    out = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    return out.last_hidden_state.to(base.get_output_embeddings().weight.device)
+        hidden = packed.forward(body, input_ids, attention_mask)
+    else:
+        out = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        hidden = out.last_hidden_state.to(head.weight.device)
+    if (factor := logit_factor(base.config)) != 1:
+        hidden = hidden * factor
+    if head.bias is not None:
+        hidden = torch.cat([hidden, hidden.new_ones(*hidden.shape[:-1], 1)], -1)
+    return hidden
+
+
+def logit_factor(config) -> float:
+    """What a family multiplies its logits with: Cohere's logit_scale, one over Granite's logits_scaling."""
+    config = config.get_text_config()
+    return (getattr(config, "logit_scale", None) or 1) / (getattr(config, "logits_scaling", None) or 1)
+
+
+def logit_cap(model) -> float | None:
+    """c, if the model's logits are c tanh(z / c); None if they are as they are."""
+    return getattr(base_model(model).config.get_text_config(), "final_logit_softcapping", None) or None
 
 
 @contextlib.contextmanager
@@ -38,29 +62,37 @@ def forward_replaced(model, forward):
 
 
 def head_weight(model, vocabulary: int) -> torch.Tensor:
-    """The head cut to the tokenizer's length, [V, d]; rows above it belong to no token."""
-    weight = base_model(model).get_output_embeddings().weight
+    """The head cut to the tokenizer's length, [V, d]; rows above it belong to no token.
+
+    A bias is its last column, next to the ones that `hidden_states` adds.
+    """
+    head = base_model(model).get_output_embeddings()
+    weight, bias = head.weight, head.bias
     if weight.shape[0] < vocabulary:
         raise UserError(f"the model's head has {weight.shape[0]} rows for a tokenizer of {vocabulary} tokens")
+    if bias is not None:
+        weight = torch.cat([weight, bias[:, None]], 1)
     return weight[:vocabulary]
 
 
 def check_head(model, vocabulary: int) -> None:
-    """Assert that head(hidden) is the model's own logits, so that nothing stands between the two.
+    """Assert that the head applied to the hidden states gives the model's own logits.
 
-    A soft-capped, scaled or quantised head fails here, before any training.
+    A quantised head, or one with something else between the two, fails here, before any training.
     """
     head = base_model(model).get_output_embeddings()
-    if type(head) is not torch.nn.Linear or head.bias is not None or not head.weight.is_floating_point():
-        raise UserError(f"the model's head is a {type(head).__name__}; a plain linear layer is needed")
+    if not isinstance(head, torch.nn.Linear):
+        raise UserError(f"the model's head is a {type(head).__name__}, and no matrix that could be stored")
+    if not head.weight.is_floating_point():
+        raise UserError("the model's head is stored quantised; take the model's full weights")
     ids = torch.arange(min(8, vocabulary), device=head.weight.device)[None]
     with torch.no_grad():
         hidden = hidden_states(model, ids, torch.ones_like(ids))
-        rebuilt = hidden @ head_weight(model, vocabulary).T
+        rebuilt = capped((hidden @ head_weight(model, vocabulary).T).float(), logit_cap(model))
         own = base_model(model)(input_ids=ids, use_cache=False).logits[..., :vocabulary]
-    tolerance = 0.05 if rebuilt.dtype != torch.float32 else 1e-3
+    tolerance = 0.05 if hidden.dtype != torch.float32 else 1e-3
     if not torch.allclose(rebuilt.float(), own.float(), rtol=tolerance, atol=tolerance):
         raise UserError(
-            "the model's logits are not its head applied to its last hidden states (a soft cap or a scale "
-            f"on the logits?): they differ by up to {(rebuilt - own).abs().max():.3g}"
+            "the model's logits are not its head applied to its last hidden states, as far as its family is "
+            f"known here: they differ by up to {(rebuilt - own).abs().max():.3g}"
         )

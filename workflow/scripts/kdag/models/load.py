@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from kdag.files.manifest import verify_beside
@@ -38,12 +38,9 @@ def require(directory: Path) -> None:
 def load_tokenizer(directory: Path):
     require(directory)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{directory}: no tokenizer can be loaded: {error}") from error
-    if not tokenizer.chat_template:
-        raise UserError(f"{directory}: the tokenizer has no chat template; take an instruct model")
-    return tokenizer
 
 
 def load_model(
@@ -87,6 +84,7 @@ def load_model(
             f"{directory}: weights are missing or of another shape: "
             f"{sorted(map(str, info['missing_keys']))[:5]} {sorted(map(str, info['mismatched_keys']))[:5]}"
         )
+    keep_end_tokens(model)
     model = model.eval().to(device()) if to_device and not quantization and not spread else model.eval()
     # A pass outside of training would make bitsandbytes pack its weights for inference alone.
     if whole_rows and not quantization and device().type == "cpu" and packed.turn_on(model):
@@ -94,8 +92,26 @@ def load_model(
     return model
 
 
+def keep_end_tokens(model) -> None:
+    """Drop settings of sampling that contradict each other: nothing samples, and they cannot be saved."""
+    settings = model.generation_config
+    try:
+        if settings.pad_token_id is not None and settings.pad_token_id < 0:
+            raise ValueError(f"pad_token_id is {settings.pad_token_id}")
+        settings.validate(strict=True)
+    except ValueError as error:
+        logging.warning("generation_config.json is not valid and is kept only in part: %s", first_line(error))
+        pad = settings.pad_token_id
+        kept = {"bos_token_id": settings.bos_token_id, "eos_token_id": settings.eos_token_id}
+        model.generation_config = GenerationConfig(**kept, pad_token_id=None if pad and pad < 0 else pad)
+
+
+def first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def end_ids(directory: Path, tokenizer) -> set[int]:
-    """The tokens that end an answer, for data and decoding alike: the tokenizer's and the model's."""
+    """The tokens that end an answer of a model by itself: the tokenizer's and the model's."""
     found = {tokenizer.eos_token_id}
     for name in ("config.json", "generation_config.json"):
         file = Path(directory) / name

@@ -8,6 +8,8 @@ import errno
 import os
 from pathlib import Path
 
+from kdag.models.files import weight_files
+
 MB = 2**20
 HOST_MB = 4000  # Python, torch, CUDA's context and two Snakemake processes
 HOST_PER_BYTE = 1.5  # weights pass through host memory when they are loaded and when they are saved
@@ -17,10 +19,10 @@ MINUTES_PER_GIGABYTE = 30
 
 def model_bytes(directory: Path) -> int:
     """The size of a model's weights. FileNotFoundError, naming the directory, where it is not made yet."""
-    files = [file.stat().st_size for file in Path(directory).glob("*.safetensors")]
-    if not files:
+    names = weight_files(directory) if Path(directory).is_dir() else []
+    if not names:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory))
-    return sum(files)
+    return sum((Path(directory) / name).stat().st_size for name in names)
 
 
 def host_mb(weights: int, processes: int = 1) -> int:

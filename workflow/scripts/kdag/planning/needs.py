@@ -87,10 +87,10 @@ def training(shape, settings, tokens, device, teacher=None, live=None) -> Need:
     again = 2 if settings.gradient_checkpointing else 0
     adapters = 0 if full else shape.adapters(settings.lora_rank, settings.lora_target_modules)
     trained = shape.parameters if full else adapters
-    frozen = 0 if full else item * (shape.parameters - shape.matrices)
-    frozen += 0 if full else (FOUR_BIT if settings.load_in_4bit else item) * shape.matrices
+    frozen = 0 if full else item * (shape.parameters - shape.all_matrices)
+    frozen += 0 if full else (FOUR_BIT if settings.load_in_4bit else item) * shape.all_matrices
     # Autocast's copy of the matrices; of the head a copy, its gradient in fp32 and a product.
-    copies = item * shape.matrices * (item < 4) + (2 * item + 4) * shape.head if full else 0
+    copies = item * shape.all_matrices * (item < 4) + (2 * item + 4) * shape.head if full else 0
 
     width = settings.batch_size * tokens["longest"]
     saved = dict(SAVED[settings.tuning])
@@ -166,7 +166,9 @@ def generating(shape, evaluation, tokens, device, answer) -> Need:
     steps = -(-tokens["prompts"] // batch) * longest
     made = tokens["prompts"] * answer
     flops = 2 * (made + tokens["prompts"] * tokens["prompt"]) * shape.matrices + 2 * made * shape.head
-    read = steps * item * (shape.matrices + shape.head) + made * per_token * (tokens["prompt"] + answer / 2)
+    read = steps * item * (shape.all_matrices + shape.head) + made * per_token * (
+        tokens["prompt"] + answer / 2
+    )
     # The batch of the longest prompts comes first, all padded to the longest. Rows leave as they end, and a
     # step with a new number of rows has new products.
     held = item * shape.parameters

@@ -3,7 +3,7 @@
 Exact for every divergence and temperature at 2 d + 4 bytes per answer token in bf16, since the logits are
 rebuilt from them with the teacher's head, which is stored once. Layout below the cache's folder:
 
-    head.safetensors                 "head" [V, d]
+    head.safetensors                 "head" [V, d], "cap" if its logits have a soft cap
     <part>/shard-00000.safetensors   "hidden" [n, d], "targets" [n] int32, "offsets" [rows + 1] int64
                                      (or the tensors of another scheme of storage.py)
     manifest.json                    hashes of all of it, row hashes, tokenizer and template hashes
@@ -12,6 +12,7 @@ Position i of a row's block is the hidden state that predicts the row's i-th ans
 """
 
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from kdag.files.hashes import sha256_file
 from kdag.files.manifest import CACHE, verify_files
 from kdag.job.errors import UserError
 from kdag.job.progress import Pace, Progress
-from kdag.models.head import head_weight, hidden_states
+from kdag.models.head import head_weight, hidden_states, logit_cap
 from kdag.models.load import device
 from kdag.teacher.storage import SCHEMES
 
@@ -51,7 +52,7 @@ def pad(rows: list[np.ndarray], value: int) -> torch.Tensor:
 
 def count_tokens(frame) -> int:
     """Of whole rows: what a forward pass takes its time for."""
-    return int(frame["input_ids"].map(len).sum())
+    return int(frame.lengths.sum())
 
 
 @torch.no_grad()
@@ -128,16 +129,18 @@ def write_part(
 
 def write_head(model, vocabulary: int, path: Path, dtype: str) -> None:
     head = head_weight(model, vocabulary).to(getattr(torch, dtype)).cpu().contiguous()
+    cap = logit_cap(model)
     with atomic_path(path) as partial:
-        save_file({"head": head}, partial)
+        save_file({"head": head} | ({} if cap is None else {"cap": torch.tensor(cap)}), partial)
 
 
 class TeacherCache:
     """Random access to one part of a cache, checked against the rows it is used with.
 
-    To training it is a teacher, as `live.LiveTeacher` is: `head` [V, d]; `keeps_rows`: a batch brings `row`
-    of each of its rows; `known`: what is known of the teacher at a batch's learned positions; `logits`: makes
-    logits of that, or None where it is hidden states, which the loss takes as they are.
+    To training it is a teacher, as `live.LiveTeacher` is: `head` [V, d] and the soft `cap` of its logits;
+    `keeps_rows`: a batch brings `row` of each of its rows; `known`: what is known of the teacher at a batch's
+    learned positions; `logits`: makes logits of that, or None where it is hidden states, which the loss takes
+    as they are.
     """
 
     keeps_rows = True
@@ -167,15 +170,16 @@ class TeacherCache:
                 f"the first that differs is number {differing}){rebuild}"
             )
         store = manifest["store"][part]
-        self.logits = None if store == "hidden" else SCHEMES[store].logits
-        self.head = load_file(folder / "head.safetensors")["head"]
+        stored = load_file(folder / "head.safetensors")
+        self.head, self.cap = stored["head"], stored["cap"].item() if "cap" in stored else None
+        self.logits = None if store == "hidden" else partial(SCHEMES[store].logits, cap=self.cap)
         self.shards, self.place = [], []
         for number, path in enumerate(sorted((folder / part).glob("shard-*.safetensors"))):
             file = safe_open(path, "pt")
             offsets = file.get_tensor("offsets").tolist()
             stored = file.get_tensor("targets").numpy()
             first = len(self.place)
-            rows = zip(offsets[:-1], offsets[1:], frame["targets"].iloc[first:], strict=False)
+            rows = zip(offsets[:-1], offsets[1:], frame.iloc[first:]["targets"], strict=False)
             for start, end, targets in rows:
                 if not np.array_equal(stored[start:end], answer_tokens(targets)):
                     raise UserError(f"{path}: row {len(self.place)} has other target tokens than the data")

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from kdag.files.manifest import verify_files
-from kdag.models.head import check_head, head_weight, hidden_states
+from kdag.models.head import check_head, head_weight, hidden_states, logit_cap
 from kdag.models.load import load_model
 
 
@@ -18,7 +18,7 @@ class LiveTeacher:
         verify_files(manifest_path, ("model/",))
         self.model = load_model(Path(manifest_path).parent / "model", dtype, whole_rows=True)
         check_head(self.model, vocabulary)
-        self.head = head_weight(self.model, vocabulary).detach()
+        self.head, self.cap = head_weight(self.model, vocabulary).detach(), logit_cap(self.model)
 
     @torch.no_grad()
     def known(self, batch: dict, learn: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import torch
 
+from kdag.losses.cap import capped
 from kdag.teacher.sizes import BYTES_PER_TOKEN, GROUP
 
 TAILS = ("bucket", "renormalised")
@@ -39,21 +40,21 @@ class Scheme:
     bytes_per_token: Callable  # (d, V, **params) -> int
 
 
-def product(hidden, head):
-    """Logits [n, V] in the head's dtype."""
-    return hidden.to(head.dtype) @ head.t()
+def product(hidden, head, cap=None):
+    """Logits [n, V] in the head's dtype, under the teacher's soft cap if it has one."""
+    return capped(hidden.to(head.dtype) @ head.t(), cap)
 
 
-def encode_hidden(hidden, head, *, dtype="bfloat16"):
+def encode_hidden(hidden, head, *, dtype="bfloat16", cap=None):
     """The states as they are: in the teacher's own dtype nothing is lost."""
     return {"hidden": hidden.to(getattr(torch, dtype))}
 
 
-def hidden_logits(stored, head):
-    return product(stored["hidden"], head)
+def hidden_logits(stored, head, cap=None):
+    return product(stored["hidden"], head, cap)
 
 
-def encode_int8(hidden, head, *, group=GROUP):
+def encode_int8(hidden, head, *, group=GROUP, cap=None):
     """int8 codes [n, G group] and float16 scales [n, G], one for every `group` channels of a token.
 
     A few channels of a final norm are ten times as large as the rest, so that one scale per token
@@ -72,14 +73,14 @@ def encode_int8(hidden, head, *, group=GROUP):
     return {"codes": codes.to(torch.int8).flatten(1), "scales": scales}
 
 
-def int8_logits(stored, head):
+def int8_logits(stored, head, cap=None):
     scales = stored["scales"].float()
     groups = stored["codes"].unflatten(1, (scales.shape[1], -1))
     hidden = (groups * scales.unsqueeze(-1)).flatten(1)[:, : head.shape[1]]
-    return product(hidden, head)
+    return product(hidden, head, cap)
 
 
-def encode_topk(hidden, head, *, k, tail="bucket", tail_temperature=1.0, dtype="float16"):
+def encode_topk(hidden, head, *, k, tail="bucket", tail_temperature=1.0, dtype="float16", cap=None):
     """Log-probs [n, k] at temperature 1 of the k likeliest tokens, likeliest first, and their ids [n, k].
 
     tail "bucket": also one log-prob [n] for every token that was not kept, such that together they
@@ -106,7 +107,7 @@ def encode_topk(hidden, head, *, k, tail="bucket", tail_temperature=1.0, dtype="
         raise ValueError(f"tail_temperature = {tail_temperature} is not positive")
     parts = []
     for rows in hidden.split(ENCODE_ROWS):
-        logp = product(rows, head).float().log_softmax(-1)
+        logp = product(rows, head, cap).float().log_softmax(-1)
         values, ids = logp.topk(k, dim=-1)
         values = values.clamp(min=FLOOR).to(getattr(torch, dtype))
         part = {"ids": ids.to(torch.int32), "logp": values}
@@ -119,8 +120,8 @@ def encode_topk(hidden, head, *, k, tail="bucket", tail_temperature=1.0, dtype="
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def topk_logits(stored, head):
-    """Log-probs as logits, float32. Of the head only its height is read."""
+def topk_logits(stored, head, cap=None):
+    """Log-probs as logits, float32, under the cap already. Of the head only its height is read."""
     logp = stored["logp"].float()
     logits = logp.new_full((len(logp), len(head)), FLOOR)
     if "tail" in stored:
@@ -128,11 +129,11 @@ def topk_logits(stored, head):
     return logits.scatter_(1, stored["ids"].long(), logp)
 
 
-def encode_logits(hidden, head, *, dtype="bfloat16"):
-    return {"logits": product(hidden, head).to(getattr(torch, dtype))}
+def encode_logits(hidden, head, *, dtype="bfloat16", cap=None):
+    return {"logits": product(hidden, head, cap).to(getattr(torch, dtype))}
 
 
-def logits_logits(stored, head):
+def logits_logits(stored, head, cap=None):
     """As stored, not a copy; of the head nothing is read."""
     return stored["logits"]
 

@@ -1,5 +1,7 @@
 """Rows of a subset as training batches: what a row holds, how rows are padded, in which order they come."""
 
+import itertools
+
 import numpy as np
 import torch
 
@@ -13,7 +15,7 @@ class Rows(torch.utils.data.Dataset):
     """
 
     def __init__(self, frame, teacher):
-        self.ids, self.targets = frame["input_ids"].tolist(), frame["targets"].tolist()
+        self.ids, self.targets, self.lengths = frame["input_ids"], frame["targets"], frame.lengths
         self.cache = teacher if teacher and teacher.keeps_rows else None
 
     def __len__(self):
@@ -79,10 +81,10 @@ class EpochSampler(torch.utils.data.Sampler):
     """
 
     def __init__(
-        self, lengths: list[int], batch_size: int, seed: int, epoch, processes: int = 1, passes: int = 1
+        self, lengths: np.ndarray, batch_size: int, seed: int, epoch, processes: int = 1, passes: int = 1
     ):
         """epoch: a function that says which; passes: forward passes of a step, of all processes."""
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, epoch
+        self.lengths, self.batch_size, self.seed, self.epoch = np.asarray(lengths), batch_size, seed, epoch
         self.missing = 0 if processes == 1 else -len(lengths) % (batch_size * processes)
         self.step = batch_size * passes
 
@@ -92,8 +94,8 @@ class EpochSampler(torch.utils.data.Sampler):
     def __iter__(self):
         rows = len(self.lengths)
         generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch())
-        order = torch.randperm(rows, generator=generator).tolist()
-        if self.batch_size > 1:
-            steps = (order[start : start + self.step] for start in range(0, rows, self.step))
-            order = [row for step in steps for row in sorted(step, key=lambda row: -self.lengths[row])]
-        return iter([*order, *[rows] * self.missing])
+        order = torch.randperm(rows, generator=generator).numpy()
+        for start in range(0, rows, self.step) if self.batch_size > 1 else ():
+            step = order[start : start + self.step]
+            step[:] = step[np.argsort(-self.lengths[step], kind="stable")]
+        return itertools.chain(map(int, order), itertools.repeat(rows, self.missing))

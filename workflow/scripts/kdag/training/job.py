@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kdag.config import precision
 from kdag.data.rows import read_rows
+from kdag.data.template import read_chat
 from kdag.files.atomic import atomic_path, write_text
 from kdag.files.hashes import sha256_file, sha256_json
 from kdag.files.manifest import SUBSET, read_manifest, write_manifest
@@ -14,7 +15,7 @@ from kdag.job import arithmetic, launching
 from kdag.models import load
 from kdag.teacher.cache import TeacherCache
 from kdag.teacher.live import LiveTeacher
-from kdag.training import backends, sharding
+from kdag.training import backends, processes, sharding
 from kdag.training.train import Objective, prepare, save_trained, train
 
 
@@ -25,6 +26,7 @@ def run_stage(
     *,
     start: Path,
     rows: Path,
+    chat: Path | None,
     output: Path,
     log: Path,
     manifest: Path,
@@ -36,12 +38,13 @@ def run_stage(
 ) -> None:
     """A training stage from its inputs to its manifest; shared by sft.py and distill.py.
 
-    settings: a config Training with a seed. start: the untrained model's directory; rows: train.parquet.
+    settings: a config Training with a seed. start: the untrained model's directory; rows: train.parquet;
+    chat: chat.json, whose template is saved with the model.
     output, log and manifest are written. teacher: the manifest of the teacher's cache, or, for an online
     teacher, of the teacher itself; expected_teacher: what the cache must be made from. backend: what
     `backends.start` chose. section: where the configuration has these settings.
     """
-    frame = read_rows(rows)
+    frame, spoken = read_rows(rows), read_chat(chat) if chat else None
     data = read_manifest(rows.parent / "manifest.json", SUBSET)
     vocabulary = data["vocabulary_size"]
     inputs = {
@@ -67,7 +70,7 @@ def run_stage(
     for stale in set(output.parent.glob(".checkpoints-*")) - {work}:
         if launching.rank() == 0:
             shutil.rmtree(stale)
-    longest = max(map(len, frame["input_ids"]))
+    longest = int(frame.lengths.max())
     model, steps = train(
         backends.load(start, settings, backend, longest, to_device=not shard),
         frame,
@@ -81,6 +84,7 @@ def run_stage(
         tensorboard=output.parent / "tensorboard" if tensorboard else None,
     )
     weights = sharding.trained_weights(model) if shard else None
+    processes.leave()
     if launching.rank() > 0:
         return
     if shard:
@@ -88,7 +92,10 @@ def run_stage(
         model = sharding.put(weights, prepare(whole, settings, backend))
     with atomic_path(output) as partial:
         base = start if settings.load_in_4bit else None
-        save_trained(model, load.load_tokenizer(start), partial, settings.dtype, base)
+        tokenizer = load.load_tokenizer(start)
+        if spoken:
+            tokenizer.chat_template = spoken.template
+        save_trained(model, tokenizer, partial, settings.dtype, base, spoken.end_ids if spoken else ())
     write_text(log, "".join(json.dumps(entry) + "\n" for entry in steps))
     write_manifest(
         manifest,

@@ -36,3 +36,11 @@ def wait_for_all() -> None:
         import torch.distributed
 
         torch.distributed.barrier()
+
+
+def leave() -> None:
+    """The processes have nothing more to say: a thread that still listens can abort one that ends."""
+    if processes() > 1:
+        import torch.distributed
+
+        torch.distributed.destroy_process_group()

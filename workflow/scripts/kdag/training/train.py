@@ -13,7 +13,6 @@ from peft import PeftModel
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from kdag.data.rows import answer_tokens
 from kdag.job import launching
 from kdag.job.errors import UserError
 from kdag.models import head, load, save
@@ -62,7 +61,7 @@ def train(
     logging.info(
         "%d rows, %d answer tokens, %.2f M of %.1f M weights trained",
         len(frame),
-        sum(len(answer_tokens(row)) for row in frame["targets"]),
+        frame.answer_tokens,
         trainable / 1e6,
         sum(p.numel() for p in model.parameters()) / 1e6,
     )
@@ -138,10 +137,11 @@ def train(
     return model, log
 
 
-def save_trained(model, tokenizer, folder: Path, dtype: str, base: Path | None = None) -> None:
+def save_trained(model, tokenizer, folder: Path, dtype: str, base: Path | None = None, end_ids=()) -> None:
     """Write the merged model in `dtype` to `folder`, and for LoRA the adapter to `folder`/adapter.
 
     base: where the untrained weights lie, if the model holds them in four bits: they are merged as they are.
+    end_ids: what ends its answers, which whoever opens the folder needs to know.
     """
     adapter = folder / "adapter"
     if hasattr(model, "peft_config"):
@@ -154,4 +154,7 @@ def save_trained(model, tokenizer, folder: Path, dtype: str, base: Path | None =
         model = model.merge_and_unload()
     model = model.to(getattr(torch, dtype))
     model.config.use_cache = True
+    own = model.generation_config.eos_token_id
+    if end_ids and set(end_ids) != set(own if isinstance(own, list) else [own]):
+        model.generation_config.eos_token_id = list(end_ids)
     save.save(model, tokenizer, folder)

@@ -46,7 +46,7 @@ class DistillTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         return EpochSampler(
-            [len(ids) for ids in self.train_dataset.ids],
+            self.train_dataset.lengths,
             self.args.train_batch_size,
             self.args.seed,
             lambda: int((self.state.epoch or 0) + 1e-6),
@@ -120,6 +120,8 @@ class DistillTrainer(Trainer):
             use_ce=objective.use_ce,
             num_items=num_items,
             teacher_logits=teacher and teacher.logits,
+            student_cap=head.logit_cap(model),
+            teacher_cap=teacher and teacher.cap,
         )
 
     def log(self, logs, *args, **kwargs):
