@@ -41,6 +41,24 @@ def test_messages_and_sharegpt_say_the_same():
     assert messages({"conversation": openai["messages"]}) == messages(openai)
 
 
+def test_an_answer_of_weight_0_is_given_and_not_learned():
+    talk = [USER, {**SAID, "weight": 0}, USER, {**SAID, "weight": 1}]
+    found = conversation(Columns(), {"messages": talk})
+    assert found.learned == [3] and found.messages == [USER, SAID, USER, SAID]
+
+
+@pytest.mark.parametrize("thought", ["<think></think>", "<think>\n\n</think>\n\n"])
+def test_an_empty_block_is_no_reasoning(thought):
+    assert messages({**ROW, "output": f"{thought}Wren."}) == [USER, SAID]
+
+
+@pytest.mark.parametrize("arguments", [None, "", {}])
+def test_a_call_may_have_no_arguments(arguments):
+    call = {"function": {"name": "now", "arguments": arguments}}
+    row = {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [call]}]}
+    assert messages(row)[1]["tool_calls"][0]["function"] == {"name": "now", "arguments": {}}
+
+
 def test_parts_of_text_are_one_text_and_pictures_are_refused():
     parts = [{"type": "text", "text": "Name "}, {"type": "text", "text": "a bird."}]
     assert messages({"messages": [{"role": "user", "content": parts}, SAID]}) == [USER, SAID]
@@ -123,6 +141,10 @@ def test_reasoning_is_told_apart_from_the_answer(row):
             {"conversations": [{"from": "human", "value": "x"}, {"from": "function_call", "value": "{"}]},
             "not JSON",
         ),
+        ({**ROW, "output": "Write </think> to end it."}, "a </think> that is the end of no <think>"),
+        ({**ROW, "output": "<think>a</think>b", "reasoning_content": "c"}, "two reasonings for one answer"),
+        ({"messages": [USER, {**SAID, "weight": 0}]}, "all its answers have weight 0"),
+        ({"messages": [USER, {**SAID, "tool_calls": {"name": "x"}}]}, "tool_calls must be a list"),
         ({**ROW, "history": "Hi"}, "field 'history' cannot be a str"),
         ({**ROW, "history": [["Hi"]]}, r"must be a list of \[question, answer\]"),
         ({**ROW, "system": ["x"]}, "field 'system' must be text"),
@@ -227,6 +249,25 @@ def test_parquet_and_arrow_are_read_without_their_pictures(tmp_path):
         assert found[1]["number"] is None
 
 
+def test_what_a_nested_column_has_for_others_is_no_part_of_a_message(tmp_path):
+    """Parquet gives every message every key, and every call the arguments of all tools."""
+    calls = [
+        {"function": {"name": name, "arguments": {key: "x"}}} for name, key in (("a", "bird"), ("b", "day"))
+    ]
+    rows = [
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "content": "", "tool_calls": [call]},
+                {**USER, "name": "n"},
+            ]
+        }
+        for call in calls
+    ]
+    pd.DataFrame(rows).to_parquet(tmp_path / "rows.parquet")
+    assert list(readers.rows(tmp_path / "rows.parquet")) == rows
+
+
 def test_only_as_many_rows_are_read_as_are_wanted(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(LINES + "not JSON\n")
@@ -241,10 +282,12 @@ def test_only_as_many_rows_are_read_as_are_wanted(tmp_path):
         ("x.json", b'{\n"a": 1}', "an array of rows, or one row on each line"),
         ("x.json", b"\xff\xfe", "UTF-8"),
         ("x.jsonl", gzip.compress(LINES.encode())[:-20], "cannot be read"),
+        ("x.jsonl.gz", b"\x1f\x8b\x08" + b"\0" * 7 + b"\xff" * 20, "cannot be read"),
         ("x.parquet", b"PAR1 no", "not Parquet"),
         ("x.arrow", b"ARROW1 no", "not Arrow"),
         ("x.xlsx", b"", "a file that ends in"),
         ("x.csv", b"", "not a table"),
+        ("x.csv", b"instruction,output\nHello, there,Hi\nHello, you,Hi\n", "more cells than its header"),
         ("x.csv", b'a,b\n1,2,3\n"', "not a table"),
         ("x.jsonl", b"[" * 100_000, "nested too deeply"),
     ],

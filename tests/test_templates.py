@@ -11,6 +11,7 @@ from kdag.config.columns import Columns
 from kdag.data import formats, template
 from kdag.data.chat import settle
 from kdag.data.formats import Conversation
+from kdag.job.errors import UserError
 
 TURNS = [("Name a bird.", "Wren, a small one."), ("And another?\nBig.", "Owl\n\n- grey\n- old")]
 CORPUS = [text for row in tiny.rows(200, seed=1) for text in row.values()] + ["a\n\nb\n- c"] * 50
@@ -172,3 +173,69 @@ def test_calls_of_tools_are_learned_and_their_results_are_not(learn):
     before = tokenizer.decode(ids[: len(mask) - mask[::-1].index(0)])
     assert before.startswith('<|im_start|>system\n{"type": "function"')
     assert before.endswith("<tool_response>\na wren\n</tool_response><|im_end|>\n<|im_start|>assistant\n")
+
+
+def row_with_tools():
+    call = {"type": "function", "function": {"name": "find", "arguments": {"bird": "wren"}}}
+    return {
+        "messages": [
+            {"role": "user", "content": "Name a bird."},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "a wren"},
+            {"role": "assistant", "content": "Wren."},
+        ],
+        "tools": [{"type": "function", "function": {"name": "find"}}],
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen2.5", "qwen3", "llama-3.2", "gemma-2", "phi-3", "deepseek-v3", "hermes"]
+)
+def test_a_template_that_knows_no_tools_is_refused_and_loses_nothing(name):
+    tokenizer = tokenizer_of(FAMILIES[name])
+    talk = formats.conversation(Columns(), row_with_tools())
+    with pytest.raises(template.RefusedError, match=r"leaves out|cannot render"):
+        template.encode(tokenizer, chat_of(tokenizer, FAMILIES[name]), talk)
+
+
+JSON_ARGUMENTS = TOOLS.replace("if message.content", "if message.content is not none").replace(
+    "(call.function.arguments | tojson)", "call.function.arguments"
+)
+CALLS = "for call in message.tool_calls or []"
+ONLY_NONE = JSON_ARGUMENTS.replace(CALLS, f"{CALLS} if message.content is none")
+
+
+@pytest.mark.parametrize(
+    "text", [TOOLS, JSON_ARGUMENTS, ONLY_NONE], ids=["object", "JSON", "JSON, without text"]
+)
+def test_calls_are_spelt_as_the_template_wants_them(text):
+    """DeepSeek's writes a call only where there is no text, and joins its arguments as text."""
+    family = FAMILIES["chatml"]
+    tokenizer = tokenizer_of(family)
+    tokenizer.chat_template = text
+    talk = formats.conversation(Columns(), row_with_tools())
+    encoded = template.encode(tokenizer, chat_of(tokenizer, family), talk)
+    said = [said for ids, mask in encoded for _, said in runs(tokenizer, ids, mask)]
+    assert [each.strip() for each in said] == [
+        '<tool_call>\n{"name": "find", "arguments": {"bird": "wren"}}\n</tool_call><|im_end|>',
+        "Wren.<|im_end|>",
+    ]
+
+
+@pytest.mark.parametrize("answer", ["d", "n", "i", "end", "t", "s", "eos", "im_end", "of"])
+def test_a_short_answer_has_one_end(family, tokenizer, answer):
+    """Its letters stand in the end token too."""
+    chat = chat_of(tokenizer, family)
+    ((ids, mask),) = template.encode(tokenizer, chat, conversation([("Say it.", answer)]))
+    learned = [token for token, learn in zip(ids, mask, strict=True) if learn]
+    assert [token for token in learned if token in chat.end_ids] == learned[-1:]
+
+
+def test_a_template_may_be_too_long_for_a_path_and_a_tokenizer_may_have_no_end():
+    tokenizer = tokenizer_of(FAMILIES["chatml"])
+    with pytest.raises(UserError, match="no file and no template is called"):
+        chat_of(tokenizer, FAMILIES["chatml"], template="{{ x }}" * 1000)
+    plain = tokenizer_of(FAMILIES["alpaca"])
+    plain.eos_token = None
+    with pytest.raises(UserError):
+        settle(Settings(), plain, plain, set())

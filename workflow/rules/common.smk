@@ -25,6 +25,7 @@ from kdag.config import yaml_file
 from kdag.models import files
 from kdag.planning import expected, devices
 from kdag.config.load import load_config
+from kdag.config.section import path_is
 from kdag.files.code import files_of
 from kdag.job.errors import UserError
 from kdag.planning.jobsize import host_mb, minutes, model_bytes
@@ -182,7 +183,7 @@ def local_files(source):
 
 def local_template(chat):
     """The user's own file behind the chat template."""
-    return [chat.template] if chat.template and Path(chat.template).is_file() else []
+    return [chat.template] if chat.template and path_is("is_file", chat.template) else []
 
 
 TEACHER = fetched("models", "fetch_teacher")

@@ -49,7 +49,7 @@ def is_file(kind) -> bool:
 
 def told(found, progress: Progress | None):
     for number, row in enumerate(found, start=1):
-        yield row
+        yield {name: readers.tight(value) for name, value in row.items()}
         if progress:
             progress.update(number)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import jinja2
 
 from kdag.config.chat import Chat as Settings
+from kdag.config.section import path_is
 from kdag.data.formats import Conversation
 from kdag.data.template import SENTINEL, Chat, RefusedError, check_rows, render, special_tokens, tokens, turns
 from kdag.files.hashes import sha256_json
@@ -50,7 +51,9 @@ def settle(settings: Settings, teacher, student, end_ids: set[int]) -> Chat:
         check_templates(tokenizer, *chats)
     chat = chats[0]
     check_tokens(teacher, student, chat)
-    return replaced(chat, end_ids | own_end(tokenizer, chat))
+    if not (ends := end_ids | own_end(tokenizer, chat)):
+        raise UserError("neither model says what ends an answer: set eos_token_id in generation_config.json")
+    return replaced(chat, ends)
 
 
 def replaced(chat: Chat, end_ids: set[int]) -> Chat:
@@ -73,7 +76,7 @@ def templates(settings: Settings, teacher, student) -> list[tuple]:
                 "a file with one"
             )
         return found
-    if Path(settings.template).is_file():
+    if path_is("is_file", settings.template):
         return [(settings.template, teacher, Path(settings.template).read_text(encoding="utf-8"))]
     for name, model in own:
         if settings.template == name:

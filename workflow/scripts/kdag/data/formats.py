@@ -62,7 +62,13 @@ def conversation(columns: Columns, row: dict, learn: str = "all") -> Conversatio
     messages = from_columns(row, columns) if kind == "instruction" else from_turns(row, kind, columns)
     tools = parsed_tools(optional(row, columns.tools_field, (str, list)), columns.tools_field)
     check_order(messages)
-    turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    turns = [
+        number
+        for number, message in enumerate(messages)
+        if message["role"] == "assistant" and message.pop("weight", 1) != 0
+    ]
+    if not turns:
+        raise ValueError("all its answers have weight 0")
     return Conversation(messages, tools, turns if learn == "all" else turns[-1:])
 
 
@@ -81,9 +87,9 @@ def from_columns(row: dict, columns: Columns) -> list[dict]:
     further = texts.get(columns.input_field, "").strip()
     user = texts[columns.instruction_field] + (f"\n\n{further}" if further else "")
     messages = history(optional(row, columns.history_field, list), columns.history_field)
-    messages += [{"role": "user", "content": user}, answer(texts[columns.output_field])]
-    if thought := optional(row, columns.reasoning_field, str):
-        messages[-1]["reasoning_content"] = thought.strip()
+    thought = (optional(row, columns.reasoning_field, str) or "").strip()
+    further = {"reasoning_content": thought} if thought else {}
+    messages += [{"role": "user", "content": user}, answer(texts[columns.output_field], **further)]
     system = texts.get(columns.system_field, "")
     return ([{"role": "system", "content": system}] if system.strip() else []) + messages
 
@@ -120,9 +126,12 @@ def history(turns, name: str) -> list[dict]:
 def answer(content: str, **further) -> dict:
     """An assistant's message; a block of reasoning in its text becomes its reasoning."""
     message = {"role": "assistant", "content": content, **further}
-    if "reasoning_content" not in message and (thought := THOUGHT.match(content)):
-        message["content"] = content[thought.end() :]
-        message["reasoning_content"] = thought[1].strip()
+    if thought := THOUGHT.match(content):
+        message["content"], inside = content[thought.end() :], thought[1].strip()
+        if inside and message.setdefault("reasoning_content", inside) != inside:
+            raise ValueError("it has two reasonings for one answer, in the answer and next to it")
+    if "</think>" in message["content"]:  # which templates take for the end of a reasoning
+        raise ValueError("its answer has a </think> that is the end of no <think> before it")
     return message
 
 
@@ -146,16 +155,22 @@ def message(number: int, turn: dict, who: str, what: str) -> dict:
         raise ValueError(f"turn {number}: {who} is {name!r:.40}; known are {', '.join(ROLE)}")
     role, content = ROLE[name], flat(turn.get(what), number)
     if name == "function_call":
-        return {"role": role, "content": "", "tool_calls": [called(loads(content, number), number)]}
+        calls = loads(content, number)
+        calls = calls if isinstance(calls, list) else [calls]
+        return {"role": role, "content": "", "tool_calls": [called(call, number) for call in calls]}
     if role != "assistant":
         named = {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
         return {"role": role, "content": content, **(named if role == "tool" else {})}
-    further = {}
+    further = {"weight": turn["weight"]} if isinstance(turn.get("weight"), int | float) else {}
     for key in ("reasoning_content", "reasoning", "thinking"):
         if isinstance(turn.get(key), str) and turn[key].strip():
             further["reasoning_content"] = turn[key].strip()
     if turn.get("tool_calls"):
-        further["tool_calls"] = [called(call, number) for call in turn["tool_calls"]]
+        calls = turn["tool_calls"]
+        calls = loads(calls, number) if isinstance(calls, str) else calls
+        if not isinstance(calls, list):
+            raise ValueError(f"turn {number}: tool_calls must be a list, got {calls!r:.60}")
+        further["tool_calls"] = [called(call, number) for call in calls]
     elif isinstance(turn.get("function_call"), dict):  # as OpenAI's API had it first
         further["tool_calls"] = [called(turn["function_call"], number)]
     return answer(content, **further)
@@ -183,7 +198,7 @@ def called(call, number: int) -> dict:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"turn {number}: a tool call has no function with a name: {call!r:.60}")
-    arguments = function.get("arguments", function.get("parameters", {}))
+    arguments = function.get("arguments", function.get("parameters")) or {}
     arguments = loads(arguments, number) if isinstance(arguments, str) else arguments
     made = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     return made | ({"id": call["id"]} if isinstance(call.get("id"), str) else {})

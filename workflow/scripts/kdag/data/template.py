@@ -8,7 +8,9 @@ adds to an answer by itself (a closed block of reasoning) is context, and never 
 import contextlib
 import datetime
 import functools
+import json
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -29,6 +31,7 @@ OPENED = re.compile(r"<think>\s*$")
 BLOCK = re.compile(r"<think>\s*(</think>\s*)?$")  # at the end of a text, empty or only begun
 # What templates call the switch of their reasoning.
 OFF = {"enable_thinking": False, "thinking": False}
+WORD = re.compile(r"[A-Za-z0-9]+")
 SENTINEL = "\ue0f0answer\ue0f0"  # stands for an answer, to see where the template puts it
 MARK = "\ue0f1"  # inside a special token that stands in the text of the data
 
@@ -153,20 +156,69 @@ def turn(tokenizer, chat: Chat, messages: list[dict], tools=None) -> Turn:
     whole = render(tokenizer, chat, [*context, said], tools, prompt=False)
     if before is None or not whole.startswith(before):
         before = _common(whole, prompt)
+    check_nothing_is_lost(whole, [*context, said], tools)
     rest, stem, start = whole[len(before) :], without_block(before), without_block(prompt)
     given = before[len(stem) :]
     if block := EMPTY_BLOCK.match(rest):  # the call of a tool has no text that could stand for it
         given, rest = block[0], rest[block.end() :]
     opened = OPENED.search(prompt) is not None
-    added = stem[len(start) :] if stem.startswith(start) else ""
+    further = before[len(prompt) :] if before.startswith(prompt) else None
+    if further is not None and not BLOCK.search(further) and not further.startswith(CLOSE, 1):
+        added = further
+    else:
+        added = stem[len(start) :] if stem.startswith(start) else ""
     if chat.thinking != "keep":
         given = ""
+    elif thought and prompt.rstrip().endswith(CLOSE):
+        raise RefusedError(
+            "the chat template ends the reasoning in its prompt; chat.kwargs can say otherwise"
+        )
     elif thought:
         begun = "" if opened else f"{OPEN}\n"
         given, added = "", f"{begun}{thought}\n{CLOSE}\n\n"
     elif opened:
         given = f"\n{CLOSE}\n\n"
     return Turn(prompt, given, _until_its_end(tokenizer, chat, added + rest, said))
+
+
+def check_nothing_is_lost(whole: str, messages: list[dict], tools) -> None:
+    """Refuse a template that writes a conversation without some of it: tools that it does not know, mostly.
+
+    Of each text its longest word must be there, since templates trim texts and write some of them as JSON.
+    """
+    for number, message in enumerate(messages):
+        words = WORD.findall(message["content"] or "")
+        if words and max(words, key=len) not in whole:
+            raise RefusedError(
+                f"the chat template leaves out the text of turn {number} ({message['role']}); chat.template "
+                "names another one"
+            )
+    calls = [call["function"] for message in messages for call in message.get("tool_calls") or []]
+    functions = [tool.get("function", tool) for tool in tools or []]
+    for name, times in Counter(each.get("name") for each in [*calls, *functions]).items():
+        if isinstance(name, str) and whole.count(name) < times:
+            raise RefusedError(
+                f"the chat template leaves out the tool {name} or its call; chat.template names another one"
+            )
+
+
+def spellings(messages: list[dict]):
+    """A conversation as templates want it: a call without text as "" or None, arguments as object or JSON."""
+    yield messages
+    if any(message.get("tool_calls") for message in messages):
+        yield [_spelt(message, text=None) for message in messages]
+        yield [_spelt(message, text="", write=json.dumps) for message in messages]
+        yield [_spelt(message, text=None, write=json.dumps) for message in messages]
+
+
+def _spelt(message: dict, text: str | None, write=lambda arguments: arguments) -> dict:
+    if not message.get("tool_calls"):
+        return message
+    calls = [
+        {**call, "function": {**call["function"], "arguments": write(call["function"]["arguments"])}}
+        for call in message["tool_calls"]
+    ]
+    return {**message, "content": message["content"] or text, "tool_calls": calls}
 
 
 def without_reasoning(message: dict) -> dict:
@@ -181,10 +233,12 @@ def _common(whole: str, prompt: str) -> str:
 
 def _until_its_end(tokenizer, chat: Chat, text: str, said: dict) -> str:
     """An answer with its end token and nothing behind it; where there is none, with nothing but its text."""
-    content = said["content"].strip()
+    content = (said["content"] or "").strip()
     start = text.rfind(content) + len(content) if content and content in text else 0
     ends = [tokenizer.convert_ids_to_tokens(end) for end in chat.end_ids]
-    found = [(place, end) for end in ends if (place := text.find(end, start)) >= 0]
+    # Special tokens in a text are marked; an end that is no special token may stand in it.
+    first = start if any(end in content for end in ends) else 0
+    found = [(place, end) for end in ends if (place := text.find(end, first)) >= 0]
     if found:
         place, end = min(found)
         return text[: place + len(end)]
@@ -217,6 +271,8 @@ def unmarked(text: str) -> str:
 @functools.lru_cache(maxsize=4)
 def anchor(tokenizer) -> str:
     """A token to go on from, for tokenizers that put a space before the first word they see; mostly none."""
+    if not tokenizer.eos_token:
+        return ""
     alone, after = (
         tokenizer(f"{text}a", add_special_tokens=False)["input_ids"] for text in ("", tokenizer.eos_token)
     )
@@ -233,8 +289,10 @@ def tokens(tokenizer, text: str, *, after: str = "") -> list[int]:
     ids, place = [], 0
     for found in [*pattern.finditer(text), None]:
         plain = unmarked(text[place : found.start() if found else len(text)])
-        if plain:
+        if MARK in text[place : found.start() if found else len(text)]:
             ids += tokenizer(plain, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        else:
+            ids += tokens(tokenizer, plain, after=anchor(tokenizer) if place else after)
         if found:
             ids.append(tokenizer.convert_tokens_to_ids(found[0]))
             place = found.end()
@@ -249,11 +307,16 @@ def prompt_tokens(tokenizer, chat: Chat, messages: list[dict], tools=None) -> li
 
 def turns(tokenizer, chat: Chat, conversation: Conversation) -> list[Turn]:
     """The learned turns of a conversation, in order."""
-    pattern = special_tokens(tokenizer)
+    pattern, refused = special_tokens(tokenizer), None
     messages, tools = marked(conversation.messages, pattern), marked(conversation.tools, pattern)
     if chat.thinking != "keep":
         messages = list(map(without_reasoning, messages))
-    return [turn(tokenizer, chat, messages[: number + 1], tools) for number in conversation.learned]
+    for spelt in spellings(messages):
+        try:
+            return [turn(tokenizer, chat, spelt[: number + 1], tools) for number in conversation.learned]
+        except RefusedError as error:
+            refused = refused or error
+    raise refused
 
 
 def encode(tokenizer, chat: Chat, conversation: Conversation) -> list[tuple[list[int], list[int]]]:

@@ -9,7 +9,17 @@ import lm_eval.api.task
 import lm_eval.tasks
 import torch
 
-from kdag.data.template import Chat, after_thinking, marked, prompt_text, render, special_tokens, tokens
+from kdag.data.template import (
+    CLOSE,
+    OPEN,
+    Chat,
+    after_thinking,
+    marked,
+    prompt_text,
+    render,
+    special_tokens,
+    tokens,
+)
 from kdag.job import arithmetic
 from kdag.job.errors import UserError
 
@@ -81,7 +91,11 @@ class GreedyAnswers:
         return self.tokenizer(prompt)["input_ids"] if self.special_tokens else tokens(self.tokenizer, prompt)
 
     def text(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """What was said, without control tokens; the ends of a block of reasoning stay, whatever they are."""
+        pattern = special_tokens(self.tokenizer)
+        blocks = pattern is not None and pattern.fullmatch(CLOSE)
+        text = self.tokenizer.decode(ids, skip_special_tokens=not blocks, clean_up_tokenization_spaces=False)
+        return pattern.sub(lambda found: found[0] * (found[0] in (OPEN, CLOSE)), text) if blocks else text
 
     def _check_lengths(self, prompts: list[list[int]], cap: int) -> None:
         longest = max(range(len(prompts)), key=lambda row: len(prompts[row]))

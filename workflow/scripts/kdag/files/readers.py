@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import math
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +56,7 @@ def text(path: Path):
         # Only \n ends a line: a JSON string may hold U+2028, and a cell \r. What is left of \r\n is blank.
         with opened(path, "rt", encoding="utf-8-sig", newline="\n") as file:
             yield file
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
@@ -105,6 +106,8 @@ def table_rows(path: Path, separator: str) -> Iterator[dict]:
         try:
             chunks = pd.read_csv(file, sep=separator, dtype=str, keep_default_na=False, chunksize=BATCH)
             for chunk in chunks:
+                if not isinstance(chunk.index, pd.RangeIndex):
+                    raise ValueError("its rows have more cells than its header")
                 yield from chunk.to_dict("records")
         except ValueError as error:  # pandas' own are kinds of it
             raise UserError(f"{path}: not a table: {error}") from error
@@ -123,10 +126,18 @@ def arrow_rows(path: Path) -> Iterator[dict]:
             schema, batches = arrow_batches(path)
         names = [field.name for field in schema if not holds_bytes(field.type)]
         for batch in batches(names):
-            yield from batch.to_pylist()
+            for row in batch.to_pylist():
+                yield {name: tight(value) for name, value in row.items()}
     except (OSError, pa.ArrowException) as error:
         kind = "Parquet" if ending(path) == ".parquet" else "Arrow"
         raise UserError(f"{path}: not {kind}: {str(error).splitlines()[0]}") from error
+
+
+def tight(value):
+    """A nested value without the keys that it has only because others of its column have them."""
+    if isinstance(value, dict):
+        return {key: tight(each) for key, each in value.items() if each is not None}
+    return list(map(tight, value)) if isinstance(value, list) else value
 
 
 def arrow_batches(path: Path):
