@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kdag.config.sources import Data
@@ -21,7 +20,7 @@ from kdag.files.manifest import verify_beside
 from kdag.job.errors import UserError
 
 MOST_BAD_ROWS_SHOWN = 10
-ROWS_AT_A_TIME = 1000  # of a file that is written
+TOKENS_AT_A_TIME = 2**20  # of a file that is written: rows may be short and many, or long and few
 LEFT_OUT = ("bad", "dropped_overlong", "heldout_repeats_train")  # why a row is, in a subset's report
 
 
@@ -144,24 +143,27 @@ SCHEMA = pa.schema(
 )
 
 
-COLUMNS = ["row_hash", "input_ids", "response_mask"]  # of them, what is trained on
+# Of it, what is trained on.
+STORED = pa.schema([SCHEMA.field(name) for name in ("row_hash", "input_ids", "response_mask")])
 
 
 class Writer:
     """Rows into a Parquet file, some at a time."""
 
     def __init__(self, path: Path):
-        self.file, self.waiting = pq.ParquetWriter(path, SCHEMA), []
+        self.file, self.waiting, self.tokens = pq.ParquetWriter(path, SCHEMA), [], 0
 
     def write(self, row: dict) -> None:
-        self.waiting.append(row)
-        if len(self.waiting) == ROWS_AT_A_TIME:
+        kinds = {"input_ids": np.int32, "response_mask": np.int8}
+        self.waiting.append(row | {name: np.asarray(row[name], dtype=kind) for name, kind in kinds.items()})
+        self.tokens += len(row["input_ids"])
+        if self.tokens >= TOKENS_AT_A_TIME:
             self._flush()
 
     def _flush(self) -> None:
         if self.waiting:
             self.file.write_table(pa.Table.from_pylist(self.waiting, SCHEMA))
-        self.waiting = []
+        self.waiting, self.tokens = [], 0
 
     def __enter__(self):
         return self
@@ -190,15 +192,18 @@ class EncodedRows:
     gives some of the rows, as of a data frame.
     """
 
-    def __init__(self, table: pa.Table, chosen=None):
-        self.table, self.chosen = table, range(len(table)) if chosen is None else chosen
+    def __init__(self, table: pa.Table, sizes: np.ndarray, chosen=None):
+        """sizes [rows, 2]: tokens and learned tokens of each row, as `sizes_of` gives them."""
+        self.table, self.sizes = table, sizes
+        self.chosen = range(len(table)) if chosen is None else chosen
 
     @classmethod
     def of(cls, input_ids, response_mask, row_hash=None) -> "EncodedRows":
         """Rows that are in memory already."""
         hashes = row_hash or [str(number) for number in range(len(input_ids))]
         columns = {"row_hash": hashes, "input_ids": list(input_ids), "response_mask": list(response_mask)}
-        return cls(pa.table(columns, schema=pa.schema([SCHEMA.field(name) for name in COLUMNS])))
+        table = pa.table(columns, schema=STORED)
+        return cls(table, sizes_of(table["response_mask"].combine_chunks()))
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -221,16 +226,22 @@ class EncodedRows:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row; read from the file's index alone."""
-        return pc.list_value_length(self.table["input_ids"]).to_numpy()[
-            np.asarray(self.chosen, dtype=np.int64)
-        ]
+        """Tokens of each row."""
+        return self.sizes[np.asarray(self.chosen, dtype=np.int64), 0]
 
     @property
     def answer_tokens(self) -> int:
-        """Learned tokens of all rows; a first token has nothing before it that could predict it."""
-        learned = (np.count_nonzero(mask[1:]) for mask in self["response_mask"])
-        return sum(map(int, learned))
+        """Learned tokens of all rows."""
+        return int(self.sizes[np.asarray(self.chosen, dtype=np.int64), 1].sum())
+
+
+def sizes_of(masks: pa.ListArray) -> np.ndarray:
+    """Tokens, and learned tokens, of each row [rows, 2]; nothing comes before a first token to predict it."""
+    ends = masks.offsets.to_numpy()
+    flat = masks.values.to_numpy().astype(np.int32)
+    total = np.concatenate([[0], np.cumsum(flat)])
+    learned = total[ends[1:]] - total[np.minimum(ends[:-1] + 1, ends[1:])]
+    return np.stack([np.diff(ends), learned], axis=1).astype(np.int32)
 
 
 class Column:
@@ -261,7 +272,7 @@ class Some:
     def __getitem__(self, wanted) -> EncodedRows:
         chosen = self.rows.chosen
         some = chosen[wanted] if isinstance(wanted, slice) else [chosen[number] for number in wanted]
-        return EncodedRows(self.rows.table, some)
+        return EncodedRows(self.rows.table, self.rows.sizes, some)
 
 
 def read_rows(path: Path) -> EncodedRows:
@@ -271,9 +282,12 @@ def read_rows(path: Path) -> EncodedRows:
     # the disk has its room back when this process ends, however it ends.
     with tempfile.TemporaryDirectory(dir=Path(path).parent, prefix=".rows-") as folder:
         unpacked = Path(folder, "rows.arrow")
-        file = pq.ParquetFile(path)
-        schema = pa.schema([SCHEMA.field(name) for name in COLUMNS])
-        with pa.OSFile(str(unpacked), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for batch in file.iter_batches(ROWS_AT_A_TIME, columns=COLUMNS):
-                writer.write_batch(batch.cast(schema))
-        return EncodedRows(pa.ipc.open_file(pa.memory_map(str(unpacked))).read_all())
+        sizes = [np.empty((0, 2), dtype=np.int32)]
+        with pa.OSFile(str(unpacked), "wb") as sink, pa.ipc.new_file(sink, STORED) as writer:
+            file = pq.ParquetFile(path)
+            for group in range(file.num_row_groups):
+                part = file.read_row_group(group, columns=STORED.names).cast(STORED).combine_chunks()
+                sizes += [sizes_of(masks) for masks in part["response_mask"].chunks]
+                writer.write_table(part)
+        pa.default_memory_pool().release_unused()
+        return EncodedRows(pa.ipc.open_file(pa.memory_map(str(unpacked))).read_all(), np.concatenate(sizes))
