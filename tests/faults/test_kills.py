@@ -24,7 +24,9 @@ KILLS = 4
 # The seconds in which a job of each stage is sure to be at work: its random moment lies in them.
 STAGES = {
     **dict.fromkeys(("sft", "cache_teacher", "distill", "generate", "measure_fidelity"), 4),
-    **dict.fromkeys(("subset", "score_ifeval", "aggregate", "write_report", "write_cards"), 0.7),
+    **dict.fromkeys(
+        ("settle_chat", "subset", "score_ifeval", "aggregate", "write_report", "write_cards"), 0.7
+    ),
     "select_prompts": 0,
 }
 REPORT = ["table.md", "table.csv", "comparisons.csv", "verdict.md", "fidelity.csv"]
