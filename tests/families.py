@@ -48,11 +48,15 @@ CHATML = """{%- if messages[0].role == 'system' %}{{ '<|im_start|>system\\n' + m
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{%- endif %}"""
 IM = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
-QWEN3 = """{%- if messages[0].role == 'system' %}{{ '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}{%- endif %}
+QWEN3 = """{%- set system = messages[0].content if messages[0].role == 'system' else '' %}
+{%- if tools %}{{ '<|im_start|>system\\n' + system + '\\n\\n' + (tools | map('tojson') | join('\\n')) + '<|im_end|>\\n' }}
+{%- elif system %}{{ '<|im_start|>system\\n' + system + '<|im_end|>\\n' }}{%- endif %}
 {%- set last = namespace(user=0) %}
 {%- for message in messages %}{%- if message.role == 'user' %}{%- set last.user = loop.index0 %}{%- endif %}{%- endfor %}
 {%- for message in messages %}
 {%- if message.role == 'user' %}{{- '<|im_start|>user\\n' + message.content + '<|im_end|>\\n' }}
+{%- elif message.role == 'tool' %}
+{{- '<|im_start|>user\\n<tool_response>\\n' + message.content + '\\n</tool_response><|im_end|>\\n' }}
 {%- elif message.role == 'assistant' %}
 {%- set content = message.content %}{%- set reasoning = '' %}
 {%- if message.reasoning_content is string %}{%- set reasoning = message.reasoning_content %}
@@ -62,6 +66,8 @@ QWEN3 = """{%- if messages[0].role == 'system' %}{{ '<|im_start|>system\\n' + me
 {{- '<|im_start|>assistant\\n' }}
 {%- if loop.index0 > last.user %}{{- '<think>\\n' + reasoning.strip('\\n') + '\\n</think>\\n\\n' + content.lstrip('\\n') }}
 {%- else %}{{- content }}{%- endif %}
+{%- for call in message.tool_calls or [] %}{{- '\\n<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' +
+ (call.function.arguments | tojson) + '}\\n</tool_call>' }}{%- endfor %}
 {{- '<|im_end|>\\n' }}{%- endif %}{%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}OPENED{%- endif %}"""
 SWITCH = (
