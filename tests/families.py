@@ -24,8 +24,8 @@ class Family:
     apart: bool = False  # are earlier turns told otherwise than the last one?
 
 
-def chatml(default=None, closed="", before_last="", end="<|im_end|>"):
-    """closed: what generation puts behind the opening; before_last: what stands before the last answer."""
+def chatml(default=None, closed="", end="<|im_end|>"):
+    """closed: what generation puts behind the opening."""
 
     def says(turns, system=None):
         system = system or default
@@ -152,10 +152,6 @@ MISTRAL_SYSTEM = """{{- bos_token }}{%- for message in messages %}
 {%- if message.role == 'system' %}{{- '[SYSTEM_PROMPT]' + message.content + '[/SYSTEM_PROMPT]' }}
 {%- elif message.role == 'user' %}{{- '[INST]' + message.content + '[/INST]' }}
 {%- else %}{{- message.content + eos_token }}{%- endif %}{%- endfor %}"""
-
-
-def says_mistral(turns, system=None):
-    return bracketed(space=" ", again="")(turns)
 
 
 def mistral_answers(turns, system=None):
