@@ -25,7 +25,7 @@ demo: install ## run the whole DAG on models that a package ships, and print the
 	$(BIN)/snakemake --workflow-profile profiles/cpu --quiet rules --configfile experiments/demo.yaml
 
 test: install lint ## run the tests (about 15 minutes on two cores)
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 test-slurm: install ## run the tests on a SLURM cluster that they start here, skipped where Debian has none
 	$(BIN)/python tests/slurm/cluster.py install

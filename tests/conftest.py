@@ -19,6 +19,15 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALL
 arithmetic.make_reproducible()
 
 
+def pytest_collection_modifyitems(items):
+    """A file is run by one worker. Those that read `finished`, a minute of work, share one, and begin."""
+    reading = {item.path for item in items if "finished" in item.fixturenames}
+    items.sort(key=lambda item: item.path not in reading)
+    for item in items:
+        group = "finished" if item.path in reading else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_collection_finish():
     """What the imports made stays: statsmodels collects garbage in each of thousands of corrections."""
     gc.collect()

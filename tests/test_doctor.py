@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -135,11 +136,11 @@ def test_bare_python_is_told_to_install(tmp_path):
 
 
 @pytest.fixture
-def experiment(tmp_path):
+def experiment(tmp_path, tiny_models):
     for name in ("rows.jsonl", "prompts.jsonl"):
         (tmp_path / name).touch()
     for name in ("teacher", "student"):
-        (tmp_path / name).mkdir()
+        (tmp_path / name).symlink_to(tiny_models / name)
     raw = tiny.configuration(tmp_path)
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(raw))
     return raw
@@ -181,6 +182,20 @@ def test_a_bad_configuration_and_a_held_lock_are_told(tmp_path, experiment):
     assert "`seeds` stands in line" in done.stdout
     assert "snakemake --unlock" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_models_that_would_be_refused_are_told(tmp_path, experiment, tiny_models):
+    (tmp_path / "student").unlink()
+    shutil.copytree(tiny_models / "student", tmp_path / "student")
+    config = json.loads((tmp_path / "student" / "config.json").read_text())
+    (tmp_path / "student" / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
+    (tmp_path / "teacher").unlink()
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    done = told(tmp_path, "--config", "mine.yaml", "--no-network")
+    assert done.returncode == 1
+    assert "an adapter without the model that it adapts (some/base)" in done.stdout
+    assert "the tokenizer has 400 tokens and its model only 300" in done.stdout
 
 
 def test_a_derived_student_with_few_steps_is_warned_of(tmp_path, experiment):

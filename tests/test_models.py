@@ -135,7 +135,7 @@ def test_a_tokenizer_longer_than_the_model_is_named_before_anything_is_trained(t
     given = ["--teacher", tiny_models / "teacher", "--student", tmp_path / "short"]
     args = settle_chat.arguments().parse_args([*map(str, given), "--output", str(tmp_path / "chat.json")])
     with pytest.raises(
-        UserError, match=f"student's tokenizer has {len(tokenizer)} tokens and its model only"
+        UserError, match=f"short: the tokenizer has {len(tokenizer)} tokens and its model only"
     ):
         settle_chat.main(args)
 

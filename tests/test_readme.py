@@ -15,7 +15,7 @@ SAYS = {
     "snakemake -n": "fetch_teacher",  # the default experiment
     "make run CONFIG=mine.yaml": "Nothing to be done",
     "snakemake --configfile mine.yaml": "Nothing to be done",
-    "make adopt CONFIG=mine.yaml": "40 of 40 jobs are done here",
+    "make adopt CONFIG=mine.yaml": "41 of 41 jobs are done here",
     "make doctor": "teacher",
     "make plan CONFIG=mine.yaml": "GPU hours",
     "make status CONFIG=mine.yaml": "jobs done; no run is going on",

@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 KILLS = 4
 # The seconds in which a job of each stage is sure to be at work: its random moment lies in them.
 STAGES = {
-    **dict.fromkeys(("sft", "cache_teacher", "distill", "generate", "measure_fidelity"), 4),
+    **dict.fromkeys(("check_models", "sft", "cache_teacher", "distill", "generate", "measure_fidelity"), 4),
     **dict.fromkeys(
         ("settle_chat", "subset", "score_ifeval", "aggregate", "write_report", "write_cards"), 0.7
     ),

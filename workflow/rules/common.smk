@@ -119,12 +119,19 @@ def params(stage):
     return of
 
 
+def gpus_of(stage):
+    """How many a job of this stage takes; the check of the models as many as the trainings that it tries."""
+    if stage == "check_models":
+        return max(map(gpus_of, TRAININGS))
+    return getattr(CONFIG.resources.gpus, stage, 0)
+
+
 def needs(stage, models=("model",)):
     """What a job asks for, wherever it runs; memory and time grow with its models and with each attempt.
 
     models: the names of the inputs that are models. Until they are there a dry run shows <TBD>.
     """
-    gpus = getattr(CONFIG.resources.gpus, stage, 0)
+    gpus = gpus_of(stage)
 
     def weights(inputs):
         return sum(model_bytes(inputs[name]) for name in models)
@@ -192,6 +199,7 @@ DATASET = fetched("datasets", "fetch_dataset")
 PROMPTS = fetched("datasets", "fetch_prompts")
 NLTK = "resources/nltk_data"
 CHAT = "<results>/data/chat.json"
+CHECKED = "<results>/check/models.json"  # before a training; what it says is no input of one
 PLANNED_FROM = [  # a student cut from the teacher is planned from the teacher's
     Path(TEACHER, "model", "config.json"),
     Path(STUDENT, "model", "config.json"),
@@ -227,7 +235,7 @@ def refuse_unknown(outputs=()):
     if os.getenv(adopt.ADOPTING) or not workflow.is_main_process:
         return
     here = f"results/{CONFIG.experiment}"
-    folders = ["data", "teacher", "cache", *(f"eval/{model}" for model in MODELS)]
+    folders = ["data", "check", "teacher", "cache", *(f"eval/{model}" for model in MODELS)]
     folders += [f"eval/{model}/{task}" for model in MODELS for task in TASKS]
     homes = [model_home(model).replace("<results>", here) for model in MODELS]
     places = [Path(here, folder) for folder in folders] + [Path(home) for home in homes]

@@ -1,11 +1,41 @@
-# Needs: the fetched teacher, the encoded rows.
-# Gives: teacher/ (the fine-tuned teacher) and cache/ (what it thinks at every answer position), written by
-# one job, or by teacher_cache.shards jobs side by side and put together without a second copy.
+# Needs: the fetched models, the encoded rows.
+# Gives: check/ (both models went through what follows, for a step), teacher/ (the fine-tuned teacher) and
+# cache/ (what it thinks at every answer position), written by one job, or by teacher_cache.shards jobs side
+# by side and put together without a second copy.
+
+
+rule check_models:
+    input:
+        code=code("check_models"),
+        divergence=code("kdag/losses/divergences/fkl"),
+        chat=CHAT,
+        data="<results>/data/manifest.json",
+        train="<results>/data/train.parquet",
+        teacher=f"{TEACHER}/manifest.json",
+        teacher_model=ancient(f"{TEACHER}/model"),
+        student=f"{STUDENT}/manifest.json",
+        student_model=ancient(f"{STUDENT}/model"),
+    output:
+        CHECKED,
+    log:
+        "<logs>/check_models.log",
+    conda:
+        "../../envs/train.yaml"
+    threads: 8
+    resources:
+        **needs("check_models", ["teacher_model", "student_model"]),
+    params:
+        config=params("check_models"),
+    shell:
+        "python {input.code[0]:q} --gpus {resources.gpu} --config {params.config:q}"
+        " --teacher {input.teacher_model:q} --student {input.student_model:q} --train {input.train:q}"
+        " --chat {input.chat:q} --output {output:q} --log-file {log:q}"
 
 
 rule sft_teacher:
     input:
         code=code("sft"),
+        checked=ancient(CHECKED),
         chat=CHAT,
         data="<results>/data/manifest.json",
         train="<results>/data/train.parquet",

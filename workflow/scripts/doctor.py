@@ -131,7 +131,22 @@ def experiment(config: Path, on_cpu: bool) -> tuple[list[Finding], bool]:
         stages["student"] = "fetch_student"
     wanted = {name: stage_params(checked, stage) for name, stage in stages.items()}
     found, needed = doctor.sources(wanted, fetched_sources())
-    return findings + found, needed
+    return findings + found + models(wanted), needed
+
+
+def models(wanted: dict[str, dict]) -> list[Finding]:
+    """A problem for each model on this machine that the fetch rules would refuse."""
+    from kdag.job.errors import UserError
+    from kdag.models import files
+
+    found = []
+    for name in ("teacher", "student"):
+        if path := wanted.get(name, {}).get("path"):
+            try:
+                files.check(Path(path))
+            except UserError as error:
+                found.append(Finding(PROBLEM, name, str(error)))
+    return found
 
 
 def dtypes(config) -> dict[str, str]:

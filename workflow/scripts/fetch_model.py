@@ -30,19 +30,25 @@ def from_hub(source: dict, output: Path) -> str:
     from huggingface_hub import HfApi, snapshot_download
 
     download = output.with_name(f".{output.name}.download")
-    with fetching(f"model {source['id']}"):
-        commit = HfApi().model_info(source["id"], revision=source["revision"]).sha
-        snapshot_download(
-            source["id"],
-            revision=commit,
-            local_dir=download,
-            allow_patterns=list(files.WANTED),
-            ignore_patterns=list(files.UNWANTED),
-        )
+    what = f"model {source['id']}"
+    with fetching(what):
+        listed = HfApi().model_info(source["id"], revision=source["revision"])
+    has_weights = any(file.rfilename in (files.WHOLE, files.INDEX) for file in listed.siblings)
+    # What the small files refuse is refused before the weights, which may take hours.
+    for patterns in (["*.json"], list(files.WANTED)):
+        with fetching(what):
+            snapshot_download(
+                source["id"],
+                revision=listed.sha,
+                local_dir=download,
+                allow_patterns=patterns,
+                ignore_patterns=list(files.UNWANTED) if has_weights else [],
+            )
+        files.check_kind(download, has_weights)
     shutil.rmtree(download / ".cache", ignore_errors=True)
     files.check(download)
     download.rename(output)
-    return commit
+    return listed.sha
 
 
 def from_directory(directory: Path, output: Path) -> None:

@@ -10,8 +10,7 @@ from kdag.config.section import checked
 from kdag.files.atomic import write_json
 from kdag.files.records import recorded
 from kdag.job import cli
-from kdag.job.errors import UserError
-from kdag.models.files import read_object
+from kdag.models.files import check_fits
 
 
 def arguments():
@@ -29,11 +28,9 @@ def main(args):
     from kdag.models import load
 
     teacher, student = load.load_tokenizer(args.teacher), load.load_tokenizer(args.student)
-    for name, directory, tokenizer in (
-        ("teacher", args.teacher, teacher),
-        ("student", args.student, student),
-    ):
-        check_vocabulary_fits(name, directory, tokenizer)
+    for directory, tokenizer in ((args.teacher, teacher), (args.student, student)):
+        size = len(tokenizer)  # also of one that no tokenizer.json describes
+        check_fits(directory, size, tokenizer.convert_ids_to_tokens(size - 1))
     ends = load.end_ids(args.teacher, teacher) | load.end_ids(args.student, student)
     chat = settle(settings, teacher, student, ends)
     named = ", ".join(teacher.convert_ids_to_tokens(list(chat.end_ids)))
@@ -41,19 +38,6 @@ def main(args):
     if added := before_a_question(teacher, chat):
         logging.info("before a first question the template itself writes %r", added)
     write_json(args.output, asdict(chat))
-
-
-def check_vocabulary_fits(name: str, directory: Path, tokenizer) -> None:
-    """A tokenizer that is longer than the head has tokens that the model can neither read nor say."""
-    config = read_object(directory / "config.json")
-    rows = (config.get("text_config") or config).get("vocab_size")
-    if isinstance(rows, int) and len(tokenizer) > rows:
-        last = tokenizer.convert_ids_to_tokens(len(tokenizer) - 1)
-        raise UserError(
-            f"the {name}'s tokenizer has {len(tokenizer)} tokens and its model only {rows} (the last one is "
-            f"{last!r}): remove the further ones from tokenizer.json, or give the model rows for them "
-            "(resize_token_embeddings)"
-        )
 
 
 if __name__ == "__main__":

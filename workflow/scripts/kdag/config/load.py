@@ -12,7 +12,6 @@ from kdag.config.sweeps import expand_sweeps
 from kdag.config.training import Distillation
 from kdag.files.hashes import sha256_json
 from kdag.job.errors import UserError
-from kdag.losses import divergences
 from kdag.losses.parameters import PARAMETERS, resolve
 
 
@@ -109,6 +108,8 @@ def truncated(config: Config) -> list[str]:
     """What is wrong with strategies whose divergence has no bound where the teacher's tail was cut off."""
     if config.teacher_cache.store != "topk" or config.teacher_cache.tail != "renormalised":
         return []
+    from kdag.losses import divergences  # torch, a second that every call of snakemake would take
+
     return [
         f"strategies.{name}: {strategy.divergence} asks for the teacher where the student has mass, and "
         "teacher_cache.tail renormalised has none there; take bucket, or store: hidden"

@@ -11,7 +11,7 @@ from kdag.config.experiment import Config
 from kdag.config.roster import table_rows
 from kdag.config.sources import DataSource, Source
 from kdag.config.training import DistillationJob, Training
-from kdag.files.hashes import sha256_json
+from kdag.files.hashes import canonical_json, sha256_json
 
 
 def fetch_params(source: Source) -> dict:
@@ -48,6 +48,15 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
             return config.chat.model_dump()
         case "subset":
             return config.data.model_dump(exclude=set(DataSource.model_fields))
+        case "check_models":
+            trainings = [stage_params(config, "distill", strategy=name) for name in config.strategies]
+            students = map(tried, trainings or [training])
+            return {
+                "teacher_training": tried(config.teacher_training.model_dump()),
+                "teacher_cache": config.teacher_cache.model_dump(exclude={"shards", "rows_per_shard"}),
+                "students": list({canonical_json(keys): keys for keys in students}.values()),
+                "evaluation": {"dtype": config.evaluation.dtype},
+            }
         case "select_prompts":
             return {"limit": config.evaluation.limit}
         case "sft_teacher":
@@ -82,6 +91,19 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
         case "write_cards":
             return canonical(config)
     raise ValueError(f"no stage is called {stage!r}")
+
+
+# What a training is told that decides nothing on whether a model can be trained so.
+UNTRIED = (
+    *("epochs", "gradient_accumulation", "learning_rate", "warmup_ratio", "schedule", "weight_decay"),
+    *("max_grad_norm", "lora_alpha", "seed", "use_ce_loss", "kl_loss_weight", "temperature"),
+    *("temperature_squared", "divergence", "divergence_params"),
+)
+
+
+def tried(training: dict) -> dict:
+    """The settings of a training that a model is tried with."""
+    return {key: value for key, value in training.items() if key not in UNTRIED}
 
 
 def canonical(config: Config) -> dict:

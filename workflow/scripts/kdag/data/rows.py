@@ -275,6 +275,11 @@ class Some:
         return EncodedRows(self.rows.table, self.rows.sizes, some)
 
 
+def longest(rows: EncodedRows, count: int) -> EncodedRows:
+    """The `count` longest rows, the longest first."""
+    return rows.iloc[np.argsort(-rows.lengths, kind="stable")[:count].tolist()]
+
+
 def read_rows(path: Path) -> EncodedRows:
     """What `subset` wrote. UserError if the file is not what its manifest says."""
     verify_beside(path)

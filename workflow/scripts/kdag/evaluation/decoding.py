@@ -42,7 +42,10 @@ def load_model(directory: Path, dtype: str, gpus: int = 1):
     transformers.AttentionInterface.register(ATTENTION, grouped_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
     tokenizer = load.load_tokenizer(directory)
-    return load.load_model(directory, dtype, attention=ATTENTION, gpus=gpus), tokenizer
+    model = load.load_model(directory, dtype, gpus=gpus)
+    if model.config._attn_implementation == "sdpa":  # else it has an attention that only it computes
+        model.set_attn_implementation(ATTENTION)
+    return model, tokenizer
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ Not what only talks (kdag/job): an edit there changes no result.
 """
 
 import ast
+import functools
 import os
 import sys
 from pathlib import Path
@@ -23,14 +24,21 @@ def files_of(script: Path) -> list[Path]:
         if file in files or not file.is_file() or file.parent == TALK:
             continue
         files.append(file)
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            todo += [SCRIPTS.joinpath(*name.split(".")).with_suffix(".py") for name in names if name]
+        todo += imported(file)
     return files
+
+
+@functools.cache
+def imported(file: Path) -> list[Path]:
+    """The modules that a file imports, if they are ours; scripts share most of them."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    paths = [SCRIPTS.joinpath(*name.split(".")).with_suffix(".py") for name in dict.fromkeys(found)]
+    return [path for path in paths if path.is_file()]
 
 
 def chosen() -> list[Path]:

@@ -25,7 +25,7 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def one_process_per_gpu(main, settings):
+def one_process_per_gpu(main, settings=None):
     """main(args) in args.gpus processes; without GPUs too, where they share the cores.
 
     settings: what args.config are the keys of. Passes that cannot be shared out are refused at once.
@@ -36,7 +36,8 @@ def one_process_per_gpu(main, settings):
             end_with(int(os.environ[LAUNCHER]))
             use_own_gpu()
             return main(args)
-        passes_per_process(settings(**args.config).gradient_accumulation, args.gpus)
+        if settings:
+            passes_per_process(settings(**args.config).gradient_accumulation, args.gpus)
         gpu_lease.take(args.gpus)
         return main(args) if args.gpus == 1 else launch(args.gpus)
 

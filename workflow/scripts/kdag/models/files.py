@@ -54,7 +54,14 @@ def positions_of(directory: Path) -> int | None:
 def check(directory: Path) -> None:
     """UserError with the file and what is wrong with it."""
     directory = Path(directory)
-    if (directory / "adapter_config.json").is_file() and not weight_files(directory):
+    check_kind(directory, bool(weight_files(directory)))
+    check_weights(directory)
+    check_tokenizer(directory)
+
+
+def check_kind(directory: Path, has_weights: bool) -> None:
+    """What the JSON files alone say; a hub's are there before its weights are."""
+    if (directory / "adapter_config.json").is_file() and not has_weights:
         base = read_object(directory / "adapter_config.json").get("base_model_name_or_path")
         raise UserError(
             f"{directory}: an adapter without the model that it adapts ({base}); merge it first, with peft: "
@@ -69,8 +76,6 @@ def check(directory: Path) -> None:
         )
     for file in sorted(directory.glob("*.json")):
         read_object(file)
-    check_weights(directory)
-    check_tokenizer(directory)
     if "auto_map" in config:
         check_known(directory, config.get("model_type"))
 
@@ -113,10 +118,24 @@ def check_tokenizer(directory: Path) -> None:
         from tokenizers import Tokenizer
 
         try:
-            Tokenizer.from_file(str(directory / "tokenizer.json"))
+            tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         except Exception as error:  # the type that the library raises
             reason = str(error).split("\n")[0]
             raise UserError(f"{directory / 'tokenizer.json'}: no tokenizer: {reason}") from error
+        size = tokenizer.get_vocab_size(with_added_tokens=True)
+        check_fits(directory, size, tokenizer.id_to_token(size - 1))
+
+
+def check_fits(directory: Path, size: int, last: str) -> None:
+    """A tokenizer that is longer than the head has tokens that the model can neither read nor say."""
+    config = read_object(directory / "config.json")
+    rows = (config.get("text_config") or config).get("vocab_size")
+    if isinstance(rows, int) and size > rows:
+        raise UserError(
+            f"{directory}: the tokenizer has {size} tokens and its model only {rows} (the last one is {last!r}): "
+            "remove the further ones from tokenizer.json, or give the model rows for them "
+            "(resize_token_embeddings)"
+        )
 
 
 def check_known(directory: Path, model_type: str | None) -> None:

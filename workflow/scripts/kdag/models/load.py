@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 from kdag.files.manifest import verify_beside
 from kdag.job.errors import UserError, missing
 from kdag.models import packed
+from kdag.models.files import read_object
 
 # The stages log their own progress; bars would fill a log file with carriage returns.
 transformers_logging.set_verbosity_warning()
@@ -49,15 +50,13 @@ def load_model(
     *,
     to_device: bool = True,
     quantization=None,
-    attention=None,
     gpus=1,
     whole_rows: bool = False,
 ):
     """A causal language model in evaluation mode, its weights in `dtype`, whole or not at all.
 
-    quantization: a transformers quantisation config for its linear layers; attention: the name of an
-    implementation that is registered, else transformers' choice; gpus: of this process, which share its
-    layers if there are several; whole_rows: only for `head.hidden_states`, so that rows may be packed.
+    quantization: a transformers quantisation config for its linear layers; gpus: of this process, which share
+    its layers if there are several; whole_rows: only for `head.hidden_states`, so that rows may be packed.
     """
     require(directory)
     verify_beside(directory)
@@ -73,7 +72,7 @@ def load_model(
             use_safetensors=True,
             output_loading_info=True,
             trust_remote_code=False,
-            **({"attn_implementation": attention} if attention else {}),
+            **({"attn_implementation": "eager"} if caps_attention(directory) else {}),
             **placed,
         )
     except (OSError, ValueError) as error:
@@ -90,6 +89,12 @@ def load_model(
     if whole_rows and not quantization and device().type == "cpu" and packed.turn_on(model):
         logging.info("rows are packed: no padding")
     return model
+
+
+def caps_attention(directory: Path) -> bool:
+    """Do its layers cap the scores of attention (Gemma 2)? transformers' sdpa leaves that out, and says nothing."""
+    config = read_object(Path(directory) / "config.json")
+    return bool((config.get("text_config") or config).get("attn_logit_softcapping"))
 
 
 def keep_end_tokens(model) -> None:

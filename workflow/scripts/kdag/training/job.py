@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from kdag.config import precision
@@ -70,12 +71,11 @@ def run_stage(
     for stale in set(output.parent.glob(".checkpoints-*")) - {work}:
         if launching.rank() == 0:
             shutil.rmtree(stale)
-    longest = int(frame.lengths.max())
-    model, steps = train(
-        backends.load(start, settings, backend, longest, to_device=not shard),
-        frame,
-        settings=settings,
-        objective=objective,
+    trained = fit(
+        settings,
+        objective,
+        start=start,
+        frame=frame,
         teacher=seen,
         vocabulary=vocabulary,
         work=work,
@@ -83,19 +83,11 @@ def run_stage(
         shard=shard,
         tensorboard=output.parent / "tensorboard" if tensorboard else None,
     )
-    weights = sharding.trained_weights(model) if shard else None
     processes.leave()
     if launching.rank() > 0:
         return
-    if shard:
-        whole = backends.load(start, settings, backend, longest, to_device=False)
-        model = sharding.put(weights, prepare(whole, settings, backend))
-    with atomic_path(output) as partial:
-        base = start if settings.load_in_4bit else None
-        tokenizer = load.load_tokenizer(start)
-        if spoken:
-            tokenizer.chat_template = spoken.template
-        save_trained(model, tokenizer, partial, settings.dtype, base, spoken.end_ids if spoken else ())
+    write_model(trained, output, settings, start=start, chat=spoken, backend=backend)
+    steps = trained.steps
     write_text(log, "".join(json.dumps(entry) + "\n" for entry in steps))
     write_manifest(
         manifest,
@@ -111,6 +103,46 @@ def run_stage(
         device=(f"{launching.processes()} x " if launching.processes() > 1 else "") + load.device_name(),
     )
     shutil.rmtree(work, ignore_errors=True)
+
+
+@dataclass
+class Trained:
+    """A model behind its training. steps: the log, an entry each; weights: if it is sharded, what was trained
+    of it, whole; longest: the tokens of the longest row."""
+
+    model: object
+    steps: list[dict]
+    weights: dict | None
+    longest: int
+
+
+def fit(
+    settings, objective: Objective, *, start: Path, frame, backend: str, shard: bool, **further
+) -> Trained:
+    """Load the model in `start` and train it, in every process of the job; further: as `train` takes it."""
+    longest = int(frame.lengths.max())
+    loaded = backends.load(start, settings, backend, longest, to_device=not shard)
+    model, steps = train(
+        loaded, frame, settings=settings, objective=objective, backend=backend, shard=shard, **further
+    )
+    return Trained(model, steps, sharding.trained_weights(model) if shard else None, longest)
+
+
+def write_model(trained: Trained, output: Path, settings, *, start: Path, chat, backend: str):
+    """A directory that everything opens, by the first process alone. Returns the merged model.
+
+    chat: a Chat, whose template and ends are saved too, or None.
+    """
+    model = trained.model
+    if trained.weights is not None:
+        whole = backends.load(start, settings, backend, trained.longest, to_device=False)
+        model = sharding.put(trained.weights, prepare(whole, settings, backend))
+    with atomic_path(output) as partial:
+        base = start if settings.load_in_4bit else None
+        tokenizer = load.load_tokenizer(start)
+        if chat:
+            tokenizer.chat_template = chat.template
+        return save_trained(model, tokenizer, partial, settings.dtype, base, chat.end_ids if chat else ())
 
 
 def own_modules() -> list:

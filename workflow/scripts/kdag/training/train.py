@@ -137,8 +137,10 @@ def train(
     return model, log
 
 
-def save_trained(model, tokenizer, folder: Path, dtype: str, base: Path | None = None, end_ids=()) -> None:
+def save_trained(model, tokenizer, folder: Path, dtype: str, base: Path | None = None, end_ids=()):
     """Write the merged model in `dtype` to `folder`, and for LoRA the adapter to `folder`/adapter.
+
+    Returns the merged model.
 
     base: where the untrained weights lie, if the model holds them in four bits: they are merged as they are.
     end_ids: what ends its answers, which whoever opens the folder needs to know.
@@ -158,3 +160,4 @@ def save_trained(model, tokenizer, folder: Path, dtype: str, base: Path | None =
     if end_ids and set(end_ids) != set(own if isinstance(own, list) else [own]):
         model.generation_config.eos_token_id = list(end_ids)
     save.save(model, tokenizer, folder)
+    return model

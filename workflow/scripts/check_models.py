@@ -1,0 +1,219 @@
+"""Take both models through what the experiment asks of them, in seconds, before anything dear runs.
+
+Each is loaded, trained for one step on the longest rows, saved, loaded again and asked for an answer. What the
+teacher thinks of these rows is stored, and is what the student's step learns from. What cannot work ends here,
+in one line. On a GPU a step has a whole batch, so that its memory is tried too.
+"""
+
+import contextlib
+import gc
+import json
+import logging
+import math
+import shutil
+import time
+from pathlib import Path
+
+from kdag.config import precision
+from kdag.config.section import checked
+from kdag.config.training import DistillationJob, TeacherCache, TeacherTraining
+from kdag.files.atomic import write_json
+from kdag.files.hashes import sha256_file
+from kdag.files.manifest import SUBSET, read_manifest, write_manifest
+from kdag.files.records import recorded
+from kdag.job import cli, launching
+from kdag.job.errors import UserError
+from kdag.job.launching import one_process_per_gpu
+from kdag.training import backends
+
+ANSWER = 4  # tokens
+PROBE = 16  # tokens of a row on which a model before it was saved and after it is loaded must agree
+
+
+def arguments():
+    parser = cli.parser(__doc__.splitlines()[0], gpus=True)
+    parser.add_argument("--config", type=json.loads, required=True, help="settings of every stage, JSON")
+    parser.add_argument("--teacher", type=Path, required=True, help="model directory")
+    parser.add_argument("--student", type=Path, required=True, help="model directory")
+    parser.add_argument("--train", type=Path, required=True, help="train.parquet")
+    parser.add_argument("--chat", type=Path, required=True, help="chat.json of settle_chat.py")
+    parser.add_argument("--output", type=Path, required=True, help="JSON, written when all of it worked")
+    return parser
+
+
+def main(args):
+    teacher = checked(TeacherTraining, args.config["teacher_training"])
+    students = [checked(DistillationJob, {"divergence": "fkl", **keys}) for keys in args.config["students"]]
+    named = {settings.backend for settings in (teacher, *students)}
+    # Before transformers is imported, and for all of them: this is one process.
+    started = backends.start(next((name for name in ("unsloth", "auto") if name in named), "transformers"))
+
+    from kdag.losses.divergences import load as load_divergence
+    from kdag.training import processes
+    from kdag.training.train import Objective
+
+    check = Check(args, [teacher, *students], started)
+    with check.asked("the teacher"):
+        saved = check.step("teacher", args.teacher, teacher, Objective(), None)
+        if launching.rank() == 0:
+            check.answer(saved)
+            check.remember(saved, live=any(student.teacher_dtype for student in students))
+    processes.agreed(None)  # the others wait for the teacher's states
+    objective = Objective(load_divergence("fkl"), {}, kl_weight=0.5, temperature=2.0)
+    for number, student in enumerate(students, start=1):
+        with check.asked("the student" + (f", settings {number} of {len(students)}" if number > 1 else "")):
+            saved = check.step(f"student{number}", args.student, student, objective, check.seen(student))
+            if launching.rank() == 0:
+                check.answer(saved)
+    processes.leave()
+    if launching.rank() == 0:
+        shutil.rmtree(check.scratch)
+        write_json(args.output, {"rows": check.frame["row_hash"].tolist(), "params": args.config})
+
+
+class Check:
+    """What the steps of both models share: the rows, the chat, a folder that is removed at the end."""
+
+    def __init__(self, args, trainings, started: str):
+        from kdag.data.rows import longest, read_rows
+        from kdag.data.template import read_chat
+        from kdag.models import load
+
+        self.args, self.started = args, started
+        self.chat = read_chat(args.chat)
+        self.data = read_manifest(args.train.parent / "manifest.json", SUBSET)
+        batch = max(settings.batch_size for settings in trainings) if load.device().type == "cuda" else 1
+        self.frame = longest(read_rows(args.train), batch * launching.processes())
+        self.scratch = args.output.parent / "scratch"
+        if launching.rank() == 0:
+            shutil.rmtree(self.scratch, ignore_errors=True)  # of a check that was killed
+        logging.info("rows: %d, the longest of %d tokens", len(self.frame), self.frame.lengths.max())
+
+    @contextlib.contextmanager
+    def asked(self, what: str):
+        """An error in here is one line that begins with what failed."""
+        import torch
+
+        logging.info("%s: a step, saved, loaded again, an answer", what)
+        begin = time.monotonic()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        try:
+            yield
+        except Exception as error:
+            if cli.refusal(error) is not None or isinstance(error, torch.OutOfMemoryError):
+                raise  # which has a line of its own
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            raise UserError(f"{what}: {kind}{error or 'no reason given'}") from error
+        gc.collect()
+        peak = ""
+        if torch.cuda.is_available():
+            peak = f", at most {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory"
+            torch.cuda.empty_cache()
+        logging.info("%s: works, %.0f s%s", what, time.monotonic() - begin, peak)
+
+    def step(self, name: str, start: Path, settings, objective, teacher) -> Path | None:
+        """One optimiser step; the folder of the model that came out, None in other processes."""
+        from kdag.training.job import fit, sharding, write_model
+
+        passes = math.ceil(len(self.frame) / (settings.batch_size * launching.processes()))
+        settings = settings.model_copy(
+            update={
+                "epochs": 1,
+                "gradient_accumulation": passes * launching.processes(),
+                "dtype": precision.settle(settings.dtype, "dtype"),
+            }
+        )
+        backend = "transformers" if settings.backend == "transformers" else self.started
+        trained = fit(
+            settings,
+            objective,
+            start=start,
+            frame=self.frame,
+            teacher=teacher,
+            vocabulary=self.data["vocabulary_size"],
+            work=self.scratch / f"checkpoints-{name}",
+            backend=backend,
+            shard=sharding.wanted(start, settings),
+        )
+        if launching.rank() > 0:
+            return None
+        folder = self.scratch / name / "model"
+        model = write_model(trained, folder, settings, start=start, chat=self.chat, backend=backend)
+        if backend == "transformers":  # Unsloth's compute only what it was set up for
+            self.compare(model, folder, settings.dtype)
+        return folder
+
+    def compare(self, model, folder: Path, dtype: str) -> None:
+        """UserError unless what was saved is what was trained."""
+        import torch
+
+        from kdag.models import load
+        from kdag.models.derive import TOLERANCE
+
+        ids = torch.tensor([self.frame["input_ids"][0][:PROBE].tolist()])
+
+        def logits(model):
+            with torch.no_grad():
+                return model.eval()(input_ids=ids.to(model.device), use_cache=False).logits.float().cpu()
+
+        before = logits(model)
+        after = logits(load.load_model(folder, dtype, gpus=self.args.gpus))
+        largest = max(1.0, before.abs().max().item())
+        if not torch.allclose(before, after, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * largest):
+            raise UserError(
+                "the model that was saved is not the one that was trained: their logits differ by up to "
+                f"{(before - after).abs().max():.3g}"
+            )
+
+    def answer(self, folder: Path) -> None:
+        """Ask the saved model for a few tokens."""
+        from kdag.evaluation.decoding import decode_greedily, load_model
+
+        dtype = precision.settle(self.args.config["evaluation"]["dtype"], "evaluation.dtype")
+        model, _ = load_model(folder, dtype, self.args.gpus)
+        ids, targets = self.frame["input_ids"][0], self.frame["targets"][0]
+        first = (targets != -100).argmax()  # predicts the first token of the answer
+        decode_greedily(
+            model,
+            [ids[: first + 1].tolist()],
+            vocabulary=self.data["vocabulary_size"],
+            eos_ids=list(self.chat.end_ids),
+            max_new_tokens=ANSWER,
+        )
+
+    def remember(self, folder: Path, live: bool) -> None:
+        """Store what the teacher thinks of the rows; live: it will be asked itself, too."""
+        from kdag.teacher.writing import write_cache
+
+        manifest = folder.parent / "manifest.json"
+        if live:
+            write_manifest(manifest, stage="check_models", params={}, inputs={}, outputs=[folder])
+        settings = checked(TeacherCache, self.args.config["teacher_cache"])
+        dtype = precision.settle(settings.dtype, "teacher_cache.dtype")
+        write_cache(
+            folder,
+            {"train": self.frame},
+            self.data,
+            settings.model_copy(update={"dtype": dtype}),
+            self.scratch / "cache" / "manifest.json",
+            params={},
+            inputs={"data": sha256_file(self.args.train.parent / "manifest.json")},
+            gpus=self.args.gpus,
+        )
+
+    def seen(self, student: DistillationJob):
+        """The teacher as a student's training will see it."""
+        from kdag.teacher.cache import TeacherCache as Cached
+        from kdag.teacher.live import LiveTeacher
+
+        if student.teacher_dtype:
+            dtype = precision.settle(student.teacher_dtype, "teacher_cache.dtype")
+            return LiveTeacher(
+                self.scratch / "teacher" / "manifest.json", dtype, self.data["vocabulary_size"]
+            )
+        return Cached(self.scratch / "cache" / "manifest.json", "train", self.frame, self.data)
+
+
+if __name__ == "__main__":
+    cli.run(recorded(one_process_per_gpu(main)), arguments(), memory="batch_size")
