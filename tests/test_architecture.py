@@ -1,6 +1,8 @@
 """The arrows of docs/architecture.md: which package may import which, and that nobody imports in a circle."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,12 @@ def test_losses_import_torch_and_themselves_alone():
     for file in (SCRIPTS / "kdag" / "losses").rglob("*.py"):
         for name in imported(file):
             assert name.startswith("kdag.losses") or name.split(".")[0] in {"torch", *standard}, (file, name)
+
+
+def test_the_configuration_is_read_without_torch():
+    """Every call of snakemake reads it; torch would take a second of each."""
+    asked = "import sys; import kdag.config.load, kdag.config.stages; sys.exit('torch' in sys.modules)"
+    assert not subprocess.run([sys.executable, "-c", asked], cwd=SCRIPTS).returncode
 
 
 def test_no_script_imports_a_script():

@@ -2,13 +2,15 @@
 
 import json
 import logging
+import subprocess
+import sys
 
-import check_models
 import pytest
 import tiny
 import torch
 import transformers
 
+import check_models
 from kdag.config.experiment import Config
 from kdag.config.stages import stage_params
 from kdag.evaluation import decoding
@@ -60,7 +62,7 @@ def check(tiny_models, tmp_path):
     write_manifest(data / "manifest.json", **given, **subset)
     chat = tiny.chat_file(tiny_models / "student", tmp_path)
 
-    def run(change=lambda raw: None, **models):
+    def run(change=lambda raw: None, gpus=1, **models):
         raw = tiny.configuration(tmp_path)
         for source in (raw["data"], raw["teacher"], raw["student"], raw["evaluation"]["prompts"]):
             source.update(source="hub", id="some/thing")
@@ -72,7 +74,12 @@ def check(tiny_models, tmp_path):
         words += ["--train", data / "train.parquet", "--chat", chat]
         words += ["--output", tmp_path / "check" / "models.json"]
         (tmp_path / "check").mkdir(exist_ok=True)
-        check_models.main(check_models.arguments().parse_args(list(map(str, words))))
+        words = list(map(str, words))
+        if gpus > 1:
+            command = [sys.executable, check_models.__file__, *words, "--gpus", str(gpus)]
+            subprocess.run(command, check=True, timeout=300)
+        else:
+            check_models.main(check_models.arguments().parse_args(words))
         return sorted(file.name for file in (tmp_path / "check").iterdir())
 
     return run
@@ -132,16 +139,23 @@ def test_whatever_a_model_stumbles_over_is_one_line(check, monkeypatch):
 
 
 def test_a_model_that_is_saved_wrongly_is_found(check, monkeypatch):
-    real = check_models.Check.compare
+    """Weights that are lost on their way to the disk and back."""
+    real = decoding.load_model
 
-    def other(self, model, folder, dtype):
+    def other(*args):
+        model, tokenizer = real(*args)
         with torch.no_grad():
-            model.get_output_embeddings().weight += torch.randn_like(model.get_output_embeddings().weight)
-        return real(self, model, folder, dtype)
+            model.model.layers[0].mlp.up_proj.weight.zero_()
+        return model, tokenizer
 
-    monkeypatch.setattr(check_models.Check, "compare", other)
-    with pytest.raises(UserError, match="saved is not the one that was trained"):
+    monkeypatch.setattr(decoding, "load_model", other)
+    with pytest.raises(UserError, match="^the teacher: the model that was saved is not the one that was"):
         check()
+
+
+def test_several_processes_and_a_model_that_they_share(check, monkeypatch):
+    monkeypatch.setenv("KDAG_SHARD", "1")
+    assert "models.json" in check(gpus=2)
 
 
 @pytest.mark.parametrize("kind", EAGER)

@@ -126,15 +126,16 @@ def gpus_of(stage):
     return getattr(CONFIG.resources.gpus, stage, 0)
 
 
-def needs(stage, models=("model",)):
+def needs(stage, models=("model",), together=sum):
     """What a job asks for, wherever it runs; memory and time grow with its models and with each attempt.
 
-    models: the names of the inputs that are models. Until they are there a dry run shows <TBD>.
+    models: the names of the inputs that are models, held at once, or with `together=max` one after the other.
+    Until they are there a dry run shows <TBD>.
     """
     gpus = gpus_of(stage)
 
     def weights(inputs):
-        return sum(model_bytes(inputs[name]) for name in models)
+        return together(model_bytes(inputs[name]) for name in models)
 
     def planned(wildcards, input):
         weights(input)

@@ -23,7 +23,7 @@ rule check_models:
         "../../envs/train.yaml"
     threads: 8
     resources:
-        **needs("check_models", ["teacher_model", "student_model"]),
+        **needs("check_models", ["teacher_model", "student_model"], max),
     params:
         config=params("check_models"),
     shell:

@@ -1,8 +1,8 @@
 """Take both models through what the experiment asks of them, in seconds, before anything dear runs.
 
-Each is loaded, trained for one step on the longest rows, saved, loaded again and asked for an answer. What the
-teacher thinks of these rows is stored, and is what the student's step learns from. What cannot work ends here,
-in one line. On a GPU a step has a whole batch, so that its memory is tried too.
+Each is loaded, trained for one step on the longest rows, saved, loaded again and asked for an answer. What
+the teacher thinks of these rows is stored, and is what the student's step learns from. What cannot work ends
+here, in one line. On a GPU a step has a whole batch, so that its memory is tried too.
 """
 
 import contextlib
@@ -54,17 +54,18 @@ def main(args):
 
     check = Check(args, [teacher, *students], started)
     with check.asked("the teacher"):
-        saved = check.step("teacher", args.teacher, teacher, Objective(), None)
+        check.step("teacher", args.teacher, teacher, Objective(), None)
         if launching.rank() == 0:
-            check.answer(saved)
-            check.remember(saved, live=any(student.teacher_dtype for student in students))
+            check.answer("teacher", teacher.dtype)
+            check.remember(live=any(student.teacher_dtype for student in students))
     processes.agreed(None)  # the others wait for the teacher's states
     objective = Objective(load_divergence("fkl"), {}, kl_weight=0.5, temperature=2.0)
     for number, student in enumerate(students, start=1):
         with check.asked("the student" + (f", settings {number} of {len(students)}" if number > 1 else "")):
-            saved = check.step(f"student{number}", args.student, student, objective, check.seen(student))
+            name = f"student{number}"
+            check.step(name, args.student, student, objective, check.seen(student))
             if launching.rank() == 0:
-                check.answer(saved)
+                check.answer(name, student.dtype)
     processes.leave()
     if launching.rank() == 0:
         shutil.rmtree(check.scratch)
@@ -105,15 +106,14 @@ class Check:
                 raise  # which has a line of its own
             kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
             raise UserError(f"{what}: {kind}{error or 'no reason given'}") from error
-        gc.collect()
+        release()
         peak = ""
         if torch.cuda.is_available():
             peak = f", at most {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory"
-            torch.cuda.empty_cache()
         logging.info("%s: works, %.0f s%s", what, time.monotonic() - begin, peak)
 
-    def step(self, name: str, start: Path, settings, objective, teacher) -> Path | None:
-        """One optimiser step; the folder of the model that came out, None in other processes."""
+    def step(self, name: str, start: Path, settings, objective, teacher) -> None:
+        """One optimiser step; what comes out of it is saved, by the first process."""
         from kdag.training.job import fit, sharding, write_model
 
         passes = math.ceil(len(self.frame) / (settings.batch_size * launching.processes()))
@@ -136,42 +136,36 @@ class Check:
             backend=backend,
             shard=sharding.wanted(start, settings),
         )
-        if launching.rank() > 0:
-            return None
-        folder = self.scratch / name / "model"
-        model = write_model(trained, folder, settings, start=start, chat=self.chat, backend=backend)
-        if backend == "transformers":  # Unsloth's compute only what it was set up for
-            self.compare(model, folder, settings.dtype)
-        return folder
+        if launching.rank() == 0:
+            folder = self.scratch / name / "model"
+            model = write_model(trained, folder, settings, start=start, chat=self.chat, backend=backend)
+            # Unsloth's compute only what they were set up for.
+            self.said = self.logits(model) if backend == "transformers" else None
 
-    def compare(self, model, folder: Path, dtype: str) -> None:
-        """UserError unless what was saved is what was trained."""
+    def logits(self, model):
+        """Of the first tokens of a row, on the CPU: a model is held no longer than it has to be."""
         import torch
 
-        from kdag.models import load
+        ids = torch.tensor([self.frame["input_ids"][0][:PROBE].tolist()], device=model.device)
+        with torch.no_grad():
+            return model.eval()(input_ids=ids, use_cache=False).logits.float().cpu()
+
+    def answer(self, name: str, trained_in: str) -> None:
+        """Load what was saved, compare it with what was trained, and ask it for a few tokens."""
+        from kdag.evaluation.decoding import decode_greedily, load_model
         from kdag.models.derive import TOLERANCE
 
-        ids = torch.tensor([self.frame["input_ids"][0][:PROBE].tolist()])
-
-        def logits(model):
-            with torch.no_grad():
-                return model.eval()(input_ids=ids.to(model.device), use_cache=False).logits.float().cpu()
-
-        before = logits(model)
-        after = logits(load.load_model(folder, dtype, gpus=self.args.gpus))
-        largest = max(1.0, before.abs().max().item())
-        if not torch.allclose(before, after, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * largest):
-            raise UserError(
-                "the model that was saved is not the one that was trained: their logits differ by up to "
-                f"{(before - after).abs().max():.3g}"
-            )
-
-    def answer(self, folder: Path) -> None:
-        """Ask the saved model for a few tokens."""
-        from kdag.evaluation.decoding import decode_greedily, load_model
-
+        release()
         dtype = precision.settle(self.args.config["evaluation"]["dtype"], "evaluation.dtype")
-        model, _ = load_model(folder, dtype, self.args.gpus)
+        model, _ = load_model(self.scratch / name / "model", dtype, self.args.gpus)
+        if self.said is not None:
+            apart = (self.logits(model) - self.said).abs().max().item()
+            allowed = max(TOLERANCE[dtype], TOLERANCE[precision.settle(trained_in, "dtype")])
+            if not apart <= allowed * max(1.0, self.said.abs().max().item()):
+                raise UserError(
+                    "the model that was saved is not the one that was trained: their logits differ by up to "
+                    f"{apart:.3g}"
+                )
         ids, targets = self.frame["input_ids"][0], self.frame["targets"][0]
         first = (targets != -100).argmax()  # predicts the first token of the answer
         decode_greedily(
@@ -182,12 +176,14 @@ class Check:
             max_new_tokens=ANSWER,
         )
 
-    def remember(self, folder: Path, live: bool) -> None:
+    def remember(self, live: bool) -> None:
         """Store what the teacher thinks of the rows; live: it will be asked itself, too."""
         from kdag.teacher.writing import write_cache
 
-        manifest = folder.parent / "manifest.json"
+        release()
+        folder = self.scratch / "teacher" / "model"
         if live:
+            manifest = folder.parent / "manifest.json"
             write_manifest(manifest, stage="check_models", params={}, inputs={}, outputs=[folder])
         settings = checked(TeacherCache, self.args.config["teacher_cache"])
         dtype = precision.settle(settings.dtype, "teacher_cache.dtype")
@@ -213,6 +209,15 @@ class Check:
                 self.scratch / "teacher" / "manifest.json", dtype, self.data["vocabulary_size"]
             )
         return Cached(self.scratch / "cache" / "manifest.json", "train", self.frame, self.data)
+
+
+def release() -> None:
+    """Give back the memory of models that nobody holds any more."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

@@ -132,8 +132,8 @@ def check_fits(directory: Path, size: int, last: str) -> None:
     rows = (config.get("text_config") or config).get("vocab_size")
     if isinstance(rows, int) and size > rows:
         raise UserError(
-            f"{directory}: the tokenizer has {size} tokens and its model only {rows} (the last one is {last!r}): "
-            "remove the further ones from tokenizer.json, or give the model rows for them "
+            f"{directory}: the tokenizer has {size} tokens and its model only {rows} (the last one is "
+            f"{last!r}): remove the further ones from tokenizer.json, or give the model rows for them "
             "(resize_token_embeddings)"
         )
 

@@ -92,7 +92,7 @@ def load_model(
 
 
 def caps_attention(directory: Path) -> bool:
-    """Do its layers cap the scores of attention (Gemma 2)? transformers' sdpa leaves that out, and says nothing."""
+    """Do its layers cap the scores of attention (Gemma 2)? transformers' sdpa leaves that out, unsaid."""
     config = read_object(Path(directory) / "config.json")
     return bool((config.get("text_config") or config).get("attn_logit_softcapping"))
 
