@@ -7,6 +7,7 @@ LOCKED := -r envs/constraints.txt -r envs/requirements-demo.txt -r envs/requirem
 .PHONY: help install demo test lint schema clean fidelity test-faults bench audit lock advisories test-slurm orphans test-gpu bench-gpu doctor status run adopt plan publish
 .DEFAULT_GOAL := help
 CONFIG ?= config.yaml
+WORKERS := -n 2 --dist loadgroup --no-loadscope-reorder
 DEVICE ?= $(or $(CARD),H200)
 
 help: ## list the commands
@@ -25,14 +26,14 @@ demo: install ## run the whole DAG on models that a package ships, and print the
 	$(BIN)/snakemake --workflow-profile profiles/cpu --quiet rules --configfile experiments/demo.yaml
 
 test: install lint ## run the tests (about 15 minutes on two cores)
-	$(BIN)/pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest $(WORKERS)
 
 test-slurm: install ## run the tests on a SLURM cluster that they start here, skipped where Debian has none
 	$(BIN)/python tests/slurm/cluster.py install
 	$(BIN)/pytest -m slurm -rs tests/slurm
 
-test-faults: install ## kill every stage, fill the disk, damage every kind of file, and end with the same table (about 15 minutes)
-	$(BIN)/pytest -m faults -rs tests/faults
+test-faults: install ## kill every stage, fill the disk, damage every kind of file, hostile inputs (about 20 minutes)
+	$(BIN)/pytest $(WORKERS) -m faults -rs tests/faults
 
 test-gpu: install ## the tests that need a GPU; skipped where there is none
 	$(BIN)/pytest -m gpu -rs tests/gpu

@@ -1,6 +1,6 @@
 """Any model, any rows, through the DAG: each experiment with another family and kind of file.
 
-One goes on to the table; the others end with what a student scored, which is all that is new of them.
+One goes on to the table; the others end with what a student scored, and go on in tests/faults/test_cases.py.
 """
 
 import csv
@@ -115,10 +115,18 @@ EXPERIMENTS = {
 }  # fmt: skip
 
 
+WHOLE = "granite and a base student"
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_through_the_dag(name, tmp_path):
+    through_the_dag(name, tmp_path, whole=name == WHOLE)
+
+
+def through_the_dag(name: str, folder, whole: bool) -> None:
+    """whole: to the table, else to the scores of a student and of the untrained models."""
     write, file, data, family, architecture, further, chat, prompted = EXPERIMENTS[name]
-    project = Project(tmp_path)
+    project = Project(folder)
     made = project.folder / "tiny"
     shutil.rmtree(made / "teacher")
     shutil.rmtree(made / "student")
@@ -131,7 +139,6 @@ def test_through_the_dag(name, tmp_path):
     raw |= {"chat": chat, "strategies": {"fkl": {"divergence": "fkl"}}}
     raw["evaluation"] |= {"limit": 2}
     (project.folder / "config.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
-    whole = name == "granite and a base student"
     rows = ["teacher-untrained", "student-untrained", "fkl-seed0"]
     wanted = [f"results/tiny/eval/{row}/scores.json" for row in rows]
     wanted += ["results/tiny/eval/fkl-seed0/fidelity.json"]

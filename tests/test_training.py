@@ -8,7 +8,6 @@ import pytest
 import tiny
 import torch
 
-from cache_teacher import encoder
 from kdag.config.sources import Derive
 from kdag.config.training import DistillationJob
 from kdag.config.training import TeacherCache as TeacherCacheSettings
@@ -20,6 +19,7 @@ from kdag.models import derive, load
 from kdag.models.head import check_head, head_weight
 from kdag.teacher.cache import TeacherCache, answer_states, write_head, write_part
 from kdag.teacher.live import LiveTeacher
+from kdag.teacher.writing import encoder
 from kdag.training import checkpoints, train
 from kdag.training.batches import EpochSampler
 

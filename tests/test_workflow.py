@@ -173,6 +173,8 @@ def test_a_teacher_key_leaves_the_plain_student_alone(changed):
         "write_report": 1,
         "write_cards": 1,
     }
+    rules, _ = changed(lambda raw: raw["teacher_training"].update(lora_rank=2))
+    assert rules["check_models"] == rules["sft_teacher"] == 1 and rules["distill"] == 4
     rules, _ = changed(lambda raw: raw["teacher_cache"].update(rows_per_shard=7))
     assert "sft_student" not in rules and rules["cache_teacher"] == 1
 
@@ -269,6 +271,7 @@ def test_editing_code_reruns_what_imports_it(finished):
         ("kdag/losses/parameters.py", '    "taid"', '    "none": {},\n    "taid"', {}),
         ("kdag/job/cli.py", "no space left", "no room left", {}),
         ("kdag/job/gpu_lease.py", "LOG_LINES = 60.0", "LOG_LINES = 30.0", {}),
+        ("check_models.py", '"""', '"""Edited. ', {}),
         ("plan.py", "{:<16}", "{:<18}", {}),
         ("kdag/evaluation/tasks/ifbench.py", '"""', '"""Edited. ', {}),
     ],

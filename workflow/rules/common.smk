@@ -200,7 +200,8 @@ DATASET = fetched("datasets", "fetch_dataset")
 PROMPTS = fetched("datasets", "fetch_prompts")
 NLTK = "resources/nltk_data"
 CHAT = "<results>/data/chat.json"
-CHECKED = "<results>/check/models.json"  # before a training; what it says is no input of one
+TRIED = sha256_json(stage_params(CONFIG, "check_models")["teacher_training"])
+CHECKED = f"<results>/check/{TRIED[:8]}.json"
 PLANNED_FROM = [  # a student cut from the teacher is planned from the teacher's
     Path(TEACHER, "model", "config.json"),
     Path(STUDENT, "model", "config.json"),

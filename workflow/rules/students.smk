@@ -5,7 +5,6 @@
 rule sft_student:
     input:
         code=code("sft"),
-        checked=ancient(CHECKED),
         chat=CHAT,
         data="<results>/data/manifest.json",
         train="<results>/data/train.parquet",
@@ -36,7 +35,6 @@ rule sft_student:
 rule distill:
     input:
         code=code("distill"),
-        checked=ancient(CHECKED),
         chat=CHAT,
         divergence=divergence_code,
         data="<results>/data/manifest.json",

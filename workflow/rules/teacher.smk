@@ -4,16 +4,19 @@
 # by side and put together without a second copy.
 
 
+# Runs when the teacher's training will, and never by itself: a training that waits for it must not run again
+# for it, and behind an `ancient` input Snakemake would not see what else has changed. So code and student are
+# `ancient`, and the parameters are not tracked: those that the teacher is tried with are in the output's name.
 rule check_models:
     input:
-        code=code("check_models"),
-        divergence=code("kdag/losses/divergences/fkl"),
+        code=ancient(code("check_models")),
+        divergence=ancient(code("kdag/losses/divergences/fkl")),
         chat=CHAT,
         data="<results>/data/manifest.json",
         train="<results>/data/train.parquet",
         teacher=f"{TEACHER}/manifest.json",
         teacher_model=ancient(f"{TEACHER}/model"),
-        student=f"{STUDENT}/manifest.json",
+        student=ancient(f"{STUDENT}/manifest.json"),
         student_model=ancient(f"{STUDENT}/model"),
     output:
         CHECKED,
@@ -25,7 +28,7 @@ rule check_models:
     resources:
         **needs("check_models", ["teacher_model", "student_model"], max),
     params:
-        config=params("check_models"),
+        config=lambda wildcards, input: params("check_models")(wildcards),
     shell:
         "python {input.code[0]:q} --gpus {resources.gpu} --config {params.config:q}"
         " --teacher {input.teacher_model:q} --student {input.student_model:q} --train {input.train:q}"
@@ -35,7 +38,7 @@ rule check_models:
 rule sft_teacher:
     input:
         code=code("sft"),
-        checked=ancient(CHECKED),
+        checked=[] if OUTPUT_CACHE else CHECKED,  # a student is no part of what is shared
         chat=CHAT,
         data="<results>/data/manifest.json",
         train="<results>/data/train.parquet",

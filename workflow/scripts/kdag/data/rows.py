@@ -74,19 +74,11 @@ def subset(
         if part == "train":
             seen.add(text_hash)
         for ids, mask in encoded:
-            if len(ids) > most:
-                if settings.overlong == "error":
-                    limit = (
-                        f"data.max_tokens is {most}"
-                        if most == settings.max_tokens
-                        else f"the models have {most} positions"
-                    )
-                    raise UserError(f"row {number} has {len(ids)} tokens, {limit}")
-                if settings.overlong == "drop" or not any(mask[:most]):
-                    report["dropped_overlong"].append(number)
-                    continue
-                report["truncated"].append(number)
-                ids, mask = ids[:most], mask[:most]
+            ids, mask, done = cut(number, ids, mask, most, settings)
+            if done:
+                report[done].append(number)
+            if done == "dropped_overlong":
+                continue
             counts[part]["rows"] += 1
             counts[part]["tokens"] += len(ids)
             counts[part]["answer_tokens"] += sum(mask)
@@ -114,6 +106,22 @@ def subset(
             left = ", ".join(f"{key}: {len(report[key])} rows" for key in LEFT_OUT)
             raise UserError(f"no row is left in the {part} part; {left}")
     return report | counts
+
+
+def cut(number: int, ids: list, mask: list, most: int, settings: Data) -> tuple[list, list, str]:
+    """(ids, mask, what was done) of an encoded row that may be longer than `most`; UserError as settings say.
+
+    Done is "", "truncated" or "dropped_overlong", also of a row whose answer would be cut off whole.
+    """
+    if len(ids) <= most:
+        return ids, mask, ""
+    if settings.overlong == "error":
+        own = most == settings.max_tokens
+        limit = f"data.max_tokens is {most}" if own else f"the models have {most} positions"
+        raise UserError(f"row {number} has {len(ids)} tokens, {limit}")
+    if settings.overlong == "drop" or not any(mask[:most]):
+        return ids, mask, "dropped_overlong"
+    return ids[:most], mask[:most], "truncated"
 
 
 def write_subset(rows, tokenizer, chat: Chat, settings: Data, files: dict[str, Path], positions=None) -> dict:

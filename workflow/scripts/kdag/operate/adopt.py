@@ -14,6 +14,8 @@ from kdag.operate.status import Job, record_files
 
 # What is made from all the others within seconds, and may be made anew.
 CHEAP = ("aggregate", "write_report", "write_cards")
+# What is run before others and says nothing that they depend on: it is taken over as it is.
+GATES = ("check_models",)
 MOST_SHOWN = 20
 ADOPTING = "KDAG_ADOPTING"  # set by `make adopt` for its own calls of Snakemake, which are not refused
 
@@ -86,6 +88,8 @@ def fitting(jobs: list[Job]) -> dict[Job, str | None]:
         here = any(Path(output).exists() for output in job.outputs)
         from_refused = [name for name in job.inputs if name in refused]
         why = f"{from_refused[0]} has to be made again" if from_refused else why_not(job)
+        if here and job.rule in GATES and not from_refused:
+            why = None
         if why:
             refused.update(job.outputs)
         if here:
