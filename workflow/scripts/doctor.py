@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 from kdag.config import precision
+from kdag.job.gpu_lease import CPU_ONLY
 from kdag.operate import doctor
 from kdag.operate.doctor import OK, PROBLEM, WARNING, Finding
 
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 5  # how long an address may take to answer
 TORCH = (
     "import json, torch; on = torch.cuda.is_available(); print(json.dumps({'build': torch.__version__,"
+    "'cuda': torch.version.cuda,"
     "'gpus': torch.cuda.device_count() if on else 0, 'bf16': on and torch.cuda.is_bf16_supported(False)}))"
 )
 
@@ -58,6 +60,9 @@ def installed(names) -> dict[str, str]:
 
 
 def gpus() -> list[str] | None:
+    """What nvidia-smi lists; nothing if the user asks for the CPU."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in CPU_ONLY:
+        return []
     query = ("--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     listed = output_of("nvidia-smi", *query)
     return None if listed is None else [line.strip() for line in listed.splitlines() if line.strip()]

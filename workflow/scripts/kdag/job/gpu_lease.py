@@ -19,6 +19,9 @@ from kdag.job.errors import UserError
 SECONDS_BETWEEN_TRIES = 1.0
 SECONDS_BETWEEN_LOG_LINES = 60.0
 
+CPU_ONLY = ("", "-1")  # values of CUDA_VISIBLE_DEVICES by which a user asks for the CPU
+LEAST_DRIVERS = {12: 525, 13: 580}  # of a CUDA, by its first number: NVIDIA's table of minor compatibility
+
 _held = []  # open files: what is locked stays locked as long as they are open
 
 
@@ -27,6 +30,7 @@ def leased(main):
 
     def with_lease(args):
         take(args.gpus)
+        refuse_unused()
         return main(args)
 
     return with_lease
@@ -64,6 +68,39 @@ def list_gpus() -> list[str]:
             found.pop()
         found.append(uuid)
     return found
+
+
+def refuse_unused() -> None:
+    """UserError for a GPU that torch cannot use: what takes minutes there takes days on the CPU."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in CPU_ONLY or not list_gpus():
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UserError(why_unused(driver(), torch.__version__, torch.version.cuda))
+
+
+def why_unused(driver: str | None, build: str, cuda: str | None) -> str:
+    """What is said of a GPU that torch does not see. build, cuda: torch's version, and that of its CUDA."""
+    if cuda is None:
+        why = "is a build without CUDA: install torch from pytorch.org/get-started"
+    else:
+        least = LEAST_DRIVERS.get(int(cuda.split(".")[0]))
+        older = f", which needs driver {least} or newer" if least else ""
+        why = f"is built for CUDA {cuda}{older}: update the driver, or install a build of torch for it"
+    return (
+        f"nvidia-smi lists a GPU (driver {driver or 'unknown'}) that torch does not see. torch {build} {why}; "
+        "or say CUDA_VISIBLE_DEVICES= in front of the command to compute on the CPU"
+    )
+
+
+def driver() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, timeout=60).stdout.split()
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return said[0] if said else None
 
 
 def lock_folder() -> Path:

@@ -39,6 +39,7 @@ def one_process_per_gpu(main, settings=None):
         if settings:
             passes_per_process(settings(**args.config).gradient_accumulation, args.gpus)
         gpu_lease.take(args.gpus)
+        gpu_lease.refuse_unused()
         return main(args) if args.gpus == 1 else launch(args.gpus)
 
     return started

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from kdag.config import precision
+from kdag.job.gpu_lease import why_unused
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 PYTHONS = ((3, 11), (3, 12))
@@ -66,7 +67,8 @@ def packages(pins: dict[str, str], installed: dict[str, str]) -> Finding:
 
 
 def gpu(listed: list[str] | None, torch: dict | None) -> list[Finding]:
-    """listed: nvidia-smi's lines, None without it; torch: {build, gpus, bf16}, None where it is not there."""
+    """listed: nvidia-smi's lines (name, memory, driver), None without it; torch: {build, cuda, gpus, bf16},
+    None where it is not there."""
     if not listed:
         why = "nvidia-smi is not there" if listed is None else "nvidia-smi lists none"
         do = "small models run on the CPU: snakemake --workflow-profile profiles/cpu; make demo does so"
@@ -75,8 +77,8 @@ def gpu(listed: list[str] | None, torch: dict | None) -> list[Finding]:
     if torch is None:
         return findings
     if not torch["gpus"]:
-        do = "install a build of torch for this driver's CUDA (pytorch.org/get-started)"
-        return [*findings, Finding(WARNING, "torch", f"{torch['build']} sees no GPU", do)]
+        driver = listed[0].split(", ")[2] if listed[0].count(", ") >= 2 else None
+        return [*findings, Finding(PROBLEM, "torch", why_unused(driver, torch["build"], torch["cuda"]))]
     findings.append(Finding(OK, "torch", f"{torch['build']} sees {torch['gpus']}"))
     if not torch["bf16"]:
         do = "set dtype: float16 or float32 in each section that has the key"
