@@ -165,9 +165,7 @@ def test_a_machine_with_everything_has_no_problem(tmp_path, experiment):
         HF_TOKEN="hf_secret",
     )
     problems = [line for line in done.stdout.splitlines() if line.startswith("problem")]
-    assert all("that torch does not see" in line for line in problems), (
-        "of a real torch next to a GPU of paper"
-    )
+    assert all("that torch does not see" in line for line in problems), "torch is real, the GPU is not"
     assert "NVIDIA H200" in done.stdout and "found; profiles/slurm" in done.stdout
     assert "hub            out of reach" in done.stdout
     assert "there is one for the hub" in done.stdout

@@ -44,8 +44,8 @@ def arguments():
 def main(args):
     teacher = checked(TeacherTraining, args.config["teacher_training"])
     students = [checked(DistillationJob, {"divergence": "fkl", **keys}) for keys in args.config["students"]]
-    named = {settings.backend for settings in (teacher, *students)}
-    # Before transformers is imported, and for all of them: this is one process.
+    # Before transformers is imported, and for all trainings that may take it: this is one process.
+    named = {settings.backend for settings in (teacher, *students) if settings.tuning == "lora"}
     started = backends.start(next((name for name in ("unsloth", "auto") if name in named), "transformers"))
 
     from kdag.losses.divergences import load as load_divergence
@@ -124,7 +124,8 @@ class Check:
                 "dtype": precision.settle(settings.dtype, "dtype"),
             }
         )
-        backend = "transformers" if settings.backend == "transformers" else self.started
+        may = settings.backend != "transformers" and settings.tuning == "lora"
+        backend = self.started if may else "transformers"
         trained = fit(
             settings,
             objective,

@@ -38,7 +38,7 @@ def arguments():
 
 def main(args):
     settings = checked(DistillationJob, args.config)
-    backend = backends.start(settings.backend)  # before transformers is imported
+    backend = backends.start(settings.backend, settings.tuning)  # before transformers is imported
 
     from kdag.losses.divergences import load
     from kdag.training.job import run_stage

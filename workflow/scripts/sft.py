@@ -27,7 +27,7 @@ def arguments():
 
 def main(args):
     settings = checked(TeacherTraining, args.config)
-    backend = backends.start(settings.backend)  # before transformers is imported
+    backend = backends.start(settings.backend, settings.tuning)  # before transformers is imported
 
     from kdag.training.job import run_stage
     from kdag.training.train import Objective

@@ -89,8 +89,8 @@ def why_unused(driver: str | None, build: str, cuda: str | None) -> str:
         older = f", which needs driver {least} or newer" if least else ""
         why = f"is built for CUDA {cuda}{older}: update the driver, or install a build of torch for it"
     return (
-        f"nvidia-smi lists a GPU (driver {driver or 'unknown'}) that torch does not see. torch {build} {why}; "
-        "or say CUDA_VISIBLE_DEVICES= in front of the command to compute on the CPU"
+        f"nvidia-smi lists a GPU (driver {driver or 'unknown'}) that torch does not see. torch {build} {why}"
+        "; or say CUDA_VISIBLE_DEVICES= in front of the command to compute on the CPU"
     )
 
 

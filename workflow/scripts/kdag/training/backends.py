@@ -4,23 +4,28 @@ Unsloth patches transformers and peft, so `start` comes before either is importe
 nothing else.
 """
 
+import importlib.metadata
 import importlib.util
 import logging
 import os
 import tempfile
 from pathlib import Path
 
+from packaging.version import Version
+
 from kdag.job import launching
 from kdag.job.errors import UserError
 
+# 2026.6.1 and older give their decoder no causal mask when it is called by itself, as it is here.
+OLDEST_UNSLOTH = "2026.10.7"
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def start(wanted: str) -> str:
+def start(wanted: str, tuning: str = "lora") -> str:
     """The backend of this process, imported if it is Unsloth; a log line says why it is not."""
     if wanted == "transformers":
         return wanted
-    if reason := why_not_unsloth():
+    if reason := why_not_unsloth(tuning):
         level = logging.WARNING if wanted == "unsloth" else logging.INFO
         logging.log(level, "backend: transformers, since %s", reason)
         return "transformers"
@@ -32,11 +37,15 @@ def start(wanted: str) -> str:
     return "unsloth"
 
 
-def why_not_unsloth() -> str | None:
+def why_not_unsloth(tuning: str) -> str | None:
     import torch
 
     if importlib.util.find_spec("unsloth") is None:
         return "the package unsloth is not installed (envs/requirements-unsloth.txt)"
+    if Version(found := importlib.metadata.version("unsloth")) < Version(OLDEST_UNSLOTH):
+        return f"unsloth {found} trains without a causal mask here; {OLDEST_UNSLOTH} or newer does not"
+    if tuning == "full":
+        return "tuning: full trains every weight in float32, and unsloth keeps some in another dtype"
     if not torch.cuda.is_available():
         return "unsloth needs a GPU and none is visible"
     if launching.processes() > 1:
@@ -66,9 +75,9 @@ def load(directory: Path, settings, backend: str, longest: int, *, to_device: bo
         max_seq_length=longest,
         dtype=getattr(torch, settings.dtype),
         load_in_4bit=settings.load_in_4bit,
-        full_finetuning=settings.tuning == "full",
+        full_finetuning=False,
         use_exact_model_name=True,
-        use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing else False,
+        use_gradient_checkpointing=settings.gradient_checkpointing,
     )
     return model
 
@@ -103,7 +112,7 @@ def with_adapters(model, settings, backend: str):
             model,
             **shape,
             target_modules=LINEAR_LAYERS if targets == "all-linear" else list(targets),
-            use_gradient_checkpointing="unsloth" if settings.gradient_checkpointing else False,
+            use_gradient_checkpointing=settings.gradient_checkpointing,
             random_state=settings.seed,
         )
     from peft import LoraConfig, get_peft_model
