@@ -19,6 +19,7 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALL
 arithmetic.make_reproducible()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """A file is run by one worker. Those that read `finished`, a minute of work, share one, and begin."""
     reading = {item.path for item in items if "finished" in item.fixturenames}

@@ -143,7 +143,7 @@ def test_another_number_of_gpus_runs_nothing_again(finished, tmp_path):
     printed = finished.snakemake("-n", "-p", "--forceall", *arguments).stdout
     commands = [line for line in printed.splitlines() if "python workflow/scripts/" in line]
     gpus = [command for command in commands if "--gpus" in command]
-    assert len(gpus) == 1 + 1 + 5 + 8 + 6 and all("--gpus 2 " in command for command in gpus)
+    assert len(gpus) == 1 + 1 + 1 + 5 + 8 + 6 and all("--gpus 2 " in command for command in gpus)
 
 
 def with_shards(project: Project, count: int) -> list[str]:

@@ -121,7 +121,7 @@ def test_one_checkout_serves_another_folder_and_a_users_own_workflow(finished, t
     here.mkdir()
     shutil.copy(finished.config, here / "config.yaml")
     options = ("--workflow-profile", "none", "-s", rules, "-d", here)
-    assert "total                  41" in run(tmp_path, *options, "-n").stdout
+    assert "total                  42" in run(tmp_path, *options, "-n").stdout
     run(tmp_path, *options, "results/tiny/data/manifest.json")
     assert (here / "results" / "tiny" / "data" / "train.parquet").is_file()
 

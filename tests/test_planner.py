@@ -248,9 +248,13 @@ def test_more_rows_take_more_hours_and_disk():
         ),
         ("sft_teacher", {"teacher_training__load_in_4bit": True}, {}),
         ("sft_teacher", {}, {"teacher_training__tuning": "full"}),
-        ("sft_teacher", {}, {"teacher_training__batch_size": 8}),
-        ("sft_student", {"data__max_tokens": 512}, {}),
-        ("distill", {}, {"distillation__batch_size": 8}),
+        (
+            "sft_teacher",
+            {"teacher_training__tokens_per_pass": 512},
+            {"teacher_training__tokens_per_pass": 9000},
+        ),
+        ("sft_student", {"data__max_tokens": 512, "distillation__tokens_per_pass": 512}, {}),
+        ("distill", {"distillation__tokens_per_pass": 2048}, {"distillation__tokens_per_pass": 9000}),
         ("distill", {}, {"distillation__lora_rank": 128}),
         ("distill", {}, {"teacher__online": True}),
         (
@@ -294,9 +298,9 @@ def test_faster_cards_take_less_time_and_checkpointing_more():
         ),
         (
             "distill",
-            "strategies.wide.batch_size",
+            "strategies.wide.tokens_per_pass",
             "RTX-3090",
-            {"strategies": {"wide": {"divergence": "fkl", "batch_size": 64}}},
+            {"strategies": {"wide": {"divergence": "fkl", "batch_size": 64, "tokens_per_pass": 60_000}}},
         ),
         (
             "sft_student",

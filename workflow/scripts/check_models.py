@@ -25,6 +25,7 @@ from kdag.job import cli, launching
 from kdag.job.errors import UserError
 from kdag.job.launching import one_process_per_gpu
 from kdag.training import backends
+from kdag.training.memory import tokens_per_pass
 
 ANSWER = 4  # tokens
 PROBE = 16  # tokens of a row on which a model before it was saved and after it is loaded must agree
@@ -83,8 +84,12 @@ class Check:
         self.args, self.started = args, started
         self.chat = read_chat(args.chat)
         self.data = read_manifest(args.train.parent / "manifest.json", SUBSET)
-        batch = max(settings.batch_size for settings in trainings) if load.device().type == "cuda" else 1
-        self.frame = longest(read_rows(args.train), batch * launching.processes())
+        rows = read_rows(args.train)
+        most = 1
+        if load.device().type == "cuda":  # a pass that is as wide as any
+            limits = [tokens_per_pass(settings, on_cpu=False) for settings in trainings]
+            most = max(1, max(limits) // int(rows.lengths.max()))
+        self.frame = longest(rows, most * launching.processes())
         self.scratch = args.output.parent / "scratch"
         if launching.rank() == 0:
             shutil.rmtree(self.scratch, ignore_errors=True)  # of a check that was killed

@@ -30,9 +30,15 @@ class Training(Section):
         "all-linear", description="which linear layers get an adapter; never the head"
     )
     epochs: Number = Field(1, gt=0, description="passes over the training rows")
-    batch_size: int = Field(1, gt=0, description="rows per forward pass and device")
+    batch_size: int = Field(1, gt=0, description="rows per forward pass and device, unless tokens_per_pass")
     gradient_accumulation: int = Field(
-        8, gt=0, description="forward passes per optimiser step; effective batch = product"
+        8, gt=0, description="the rows of an optimiser step are batch_size times this many"
+    )
+    tokens_per_pass: int | None = Field(
+        None,
+        gt=0,
+        description="a step's rows, by length, are cut into forward passes of at most so many padded tokens; "
+        "null: 8192 on a GPU, and batch_size rows on a CPU",
     )
     learning_rate: Number = Field(1e-4, gt=0, lt=1)
     warmup_ratio: Number = Field(0.05, ge=0, lt=1, description="share of the steps with rising rate")
@@ -88,7 +94,7 @@ class Distillation(Training):
 
     epochs: Number = Field(3, gt=0, description="passes over the training rows")
     gradient_accumulation: int = Field(
-        32, gt=0, description="forward passes per optimiser step; effective batch = product"
+        32, gt=0, description="the rows of an optimiser step are batch_size times this many"
     )
     learning_rate: Number = Field(5e-4, gt=0, lt=1)
     use_ce_loss: bool = Field(True, description="false: only the divergence")

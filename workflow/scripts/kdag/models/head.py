@@ -21,13 +21,17 @@ def base_model(model):
 
 
 def hidden_states(model, input_ids, attention_mask) -> torch.Tensor:
-    """Hidden states after the final norm, [B, L, d], next to the head that takes them. No logits are made."""
+    """Hidden states after the final norm, [B, L, d], next to the head that takes them. No logits are made.
+
+    Rows are padded on the right, behind everything that a causal model sees: without the mask it computes the
+    same, by faster kernels.
+    """
     base = base_model(model)
     body, head = base.base_model, base.get_output_embeddings()
     if packed.on(base):
         hidden = packed.forward(body, input_ids, attention_mask)
     else:
-        out = body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        out = body(input_ids=input_ids, use_cache=False)
         hidden = out.last_hidden_state.to(head.weight.device)
     if (factor := logit_factor(base.config)) != 1:
         hidden = hidden * factor

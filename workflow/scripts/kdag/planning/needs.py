@@ -13,7 +13,7 @@ from kdag.planning import devices
 from kdag.planning.devices import Device
 from kdag.planning.shapes import Shape
 from kdag.teacher import sizes
-from kdag.training.memory import OPTIMIZER, SHARE_OF_GPU
+from kdag.training.memory import OPTIMIZER, SHARE_OF_GPU, tokens_per_pass
 
 FOUR_BIT = 0.516  # bytes per weight: NF4 with its constants quantised twice (arXiv:2305.14314, section 3)
 # Saved for the backward pass per token and layer, of two-byte numbers: measured with saved_tensors_hooks on
@@ -92,9 +92,9 @@ def training(shape, settings, tokens, device, teacher=None, live=None) -> Need:
     # Autocast's copy of the matrices; of the head a copy, its gradient in fp32 and a product.
     copies = item * shape.all_matrices * (item < 4) + (2 * item + 4) * shape.head if full else 0
 
-    width = settings.batch_size * tokens["longest"]
+    width, passes = a_pass(settings, tokens, device)
     saved = dict(SAVED[settings.tuning])
-    if settings.batch_size > 1:
+    if settings.batch_size > 1 and device.on_cpu:
         saved |= {"hidden": saved["hidden"] + saved.pop("kv"), "kv": 0}
     layer = shape.per_layer(saved) * item / 2
     kept = item * shape.hidden if settings.gradient_checkpointing else layer
@@ -106,7 +106,6 @@ def training(shape, settings, tokens, device, teacher=None, live=None) -> Need:
 
     flops = rows["tokens"] * ((passes_back + again) * shape.matrices + 6 * adapters)
     flops += rows["answers"] * passes_back * shape.head
-    passes = -(-rows["rows"] // settings.batch_size)
     launched = passes * shape.layers * (2 + again / 2) * (1 if full else devices.LORA_LAUNCHES)
     seen = weights = 0
     if teacher:
@@ -131,6 +130,17 @@ def training(shape, settings, tokens, device, teacher=None, live=None) -> Need:
         shardable=settings.optimizer == "adamw" and not settings.load_in_4bit,
         products=PRODUCTS[settings.tuning] * min(passes, tokens["longest"]) * (item < 4),
     )
+
+
+def a_pass(settings, tokens, device) -> tuple[int, int]:
+    """(padded tokens of the widest forward pass of a training, how many passes an epoch has)."""
+    rows, limit = tokens["train"], tokens_per_pass(settings, device.on_cpu)
+    if limit is None:
+        return settings.batch_size * tokens["longest"], -(-rows["rows"] // settings.batch_size)
+    step = settings.batch_size * settings.gradient_accumulation
+    steps = -(-rows["rows"] // step)
+    width = min(max(limit, tokens["longest"]), step * tokens["longest"])
+    return width, max(steps, -(-rows["tokens"] // limit))
 
 
 def caching(shape, cache, tokens, device, parts, per_token) -> Need:

@@ -17,6 +17,7 @@ from kdag.planning.shapes import Shape
 TRAINING_CHANGES = (
     ("gradient_checkpointing", True),
     ("batch_size", 1),
+    ("tokens_per_pass", 1024),
     ("tuning", "lora"),
     ("load_in_4bit", True),
 )

@@ -53,21 +53,49 @@ def collate(rows: list[dict]) -> dict:
 
 def split(batch: dict, parts: int) -> list[dict]:
     """The rows of a batch in up to `parts` smaller batches, each padded to its own longest row."""
-    learned = (batch["labels"] != -100).sum(1)
-    ends = learned.cumsum(0)
-    pieces = []
-    for rows in torch.arange(len(learned), device=learned.device).chunk(parts):
-        longest = int(batch["attention_mask"][rows].sum(1).max())
-        piece = {
-            name: value[rows, :longest] if value.ndim > 1 else value[rows]
-            for name, value in batch.items()
-            if name != "teacher"
-        }
-        if "teacher" in batch:
-            tokens = slice(int(ends[rows[0]] - learned[rows[0]]), int(ends[rows[-1]]))
-            piece["teacher"] = {name: tensor[tokens] for name, tensor in batch["teacher"].items()}
-        pieces.append(piece)
+    rows = torch.arange(len(batch["labels"]), device=batch["labels"].device)
+    return [some(batch, chosen) for chosen in rows.chunk(parts)]
+
+
+def split_by_tokens(batch: dict, tokens: int) -> list[dict]:
+    """The rows of a batch by length, the longest first, in batches of at most `tokens` padded tokens.
+
+    A row that is longer is a batch of its own.
+    """
+    lengths = batch["attention_mask"].sum(1)
+    order = lengths.argsort(descending=True, stable=True)
+    pieces, first = [], 0
+    for row in range(1, len(order) + 1):
+        if row == len(order) or int(lengths[order[first]]) * (row + 1 - first) > tokens:
+            pieces.append(some(batch, order[first:row]))
+            first = row
     return pieces
+
+
+def some(batch: dict, rows: torch.Tensor) -> dict:
+    """Those rows of a batch, in this order, padded to their longest."""
+    longest = int(batch["attention_mask"][rows].sum(1).max())
+    piece = {
+        name: value[rows, :longest] if value.ndim > 1 else value[rows]
+        for name, value in batch.items()
+        if name != "teacher"
+    }
+    if "teacher" in batch:
+        learned = (batch["labels"] != -100).sum(1)
+        ends = learned.cumsum(0)
+        places = [torch.arange(int(ends[row] - learned[row]), int(ends[row])) for row in rows.tolist()]
+        chosen = torch.cat(places).to(rows.device)
+        piece["teacher"] = {name: tensor[chosen] for name, tensor in batch["teacher"].items()}
+    return piece
+
+
+def nothing_to_learn(batch: dict) -> dict:
+    """A row of one token without a target, next to `batch`: what a process computes while others still do."""
+    piece = some(batch, torch.zeros(1, dtype=torch.long, device=batch["labels"].device))
+    stored = piece.pop("teacher", None)
+    piece = {name: value[:, :1] if value.ndim > 1 else value for name, value in piece.items()}
+    piece |= {name: torch.full_like(piece[name], -100) for name in ("labels", "shift_labels")}
+    return piece | ({"teacher": {name: tensor[:0] for name, tensor in stored.items()}} if stored else {})
 
 
 class EpochSampler(torch.utils.data.Sampler):
@@ -77,7 +105,8 @@ class EpochSampler(torch.utils.data.Sampler):
     length share a forward pass. (Steps of like rows alone made the demo's students loop:
     docs/performance.md.) So batch_size and gradient_accumulation of one product give the same steps. Of every
     `processes` batches each process takes one, so that a step has the same rows however many there are; rows
-    without anything to learn, numbered len(lengths), complete the last of these batches.
+    without anything to learn, numbered len(lengths), complete the last of these batches. Where a batch is all
+    of a step that a process has (passes == processes), each has as many long rows as the others.
     """
 
     def __init__(
@@ -86,7 +115,7 @@ class EpochSampler(torch.utils.data.Sampler):
         """epoch: a function that says which; passes: forward passes of a step, of all processes."""
         self.lengths, self.batch_size, self.seed, self.epoch = np.asarray(lengths), batch_size, seed, epoch
         self.missing = 0 if processes == 1 else -len(lengths) % (batch_size * processes)
-        self.step = batch_size * passes
+        self.step, self.shares = batch_size * passes, processes if passes == processes else 1
 
     def __len__(self):
         return len(self.lengths) + self.missing
@@ -98,4 +127,5 @@ class EpochSampler(torch.utils.data.Sampler):
         for start in range(0, rows, self.step) if self.batch_size > 1 else ():
             step = order[start : start + self.step]
             step[:] = step[np.argsort(-self.lengths[step], kind="stable")]
+            step[:] = np.concatenate([step[share :: self.shares] for share in range(self.shares)])
         return itertools.chain(map(int, order), itertools.repeat(rows, self.missing))

@@ -99,7 +99,7 @@ def run_stage(
         dtype=dtype,
         arithmetic=arithmetic.recorded(),
         processor=precision.here().name,
-        rows_per_pass=-(-settings.batch_size // max(entry.get("parts", 1) for entry in steps)),
+        **passes(settings, steps),
         device=(f"{launching.processes()} x " if launching.processes() > 1 else "") + load.device_name(),
     )
     shutil.rmtree(work, ignore_errors=True)
@@ -143,6 +143,13 @@ def write_model(trained: Trained, output: Path, settings, *, start: Path, chat, 
         if chat:
             tokenizer.chat_template = chat.template
         return save_trained(model, tokenizer, partial, settings.dtype, base, chat.end_ids if chat else ())
+
+
+def passes(settings, steps: list[dict]) -> dict:
+    """What a forward pass had at the end, for the manifest: so many tokens, or rows."""
+    if tokens := [entry["tokens_per_pass"] for entry in steps if "tokens_per_pass" in entry]:
+        return {"tokens_per_pass": min(tokens)}
+    return {"rows_per_pass": -(-settings.batch_size // max(entry.get("parts", 1) for entry in steps))}
 
 
 def own_modules() -> list:

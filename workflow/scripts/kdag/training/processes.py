@@ -31,6 +31,17 @@ def summed(values: list, device) -> list[float]:
     return total.tolist()
 
 
+def largest(value: int, device) -> int:
+    """The largest of all processes' values."""
+    if processes() == 1:
+        return value
+    import torch.distributed
+
+    told = torch.tensor(value, device=device)
+    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+    return int(told)
+
+
 def wait_for_all() -> None:
     if processes() > 1:
         import torch.distributed

@@ -19,6 +19,7 @@ from kdag.models import head, load, save
 from kdag.training import backends, processes, sharding
 from kdag.training.batches import Rows, collate
 from kdag.training.checkpoints import Follow, last_checkpoint
+from kdag.training.memory import tokens_per_pass
 from kdag.training.trainer import Arguments, DistillTrainer, Objective, ShardedTrainer
 
 # Processes that read the cache ahead; on a CPU they would take a core from the step.
@@ -67,13 +68,15 @@ def train(
     )
     if tensorboard:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(tensorboard)  # where transformers looks for it
+    passes = launching.passes_per_process(settings.gradient_accumulation, launching.processes())
+    tokens = tokens_per_pass(settings, on_cpu=load.device().type == "cpu")
+    # Cut by tokens, a batch is all that a process has of a step.
+    together = (settings.batch_size * passes, 1) if tokens else (settings.batch_size, passes)
     arguments = Arguments(
         output_dir=str(work),
         num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=launching.passes_per_process(
-            settings.gradient_accumulation, launching.processes()
-        ),
+        per_device_train_batch_size=together[0],
+        gradient_accumulation_steps=together[1],
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule,
         warmup_steps=settings.warmup_ratio,
@@ -105,6 +108,7 @@ def train(
         teacher=teacher,
         vocabulary=vocabulary,
         dtype=settings.dtype,
+        tokens_per_pass=tokens,
         callbacks=[Follow()],
     )
     trainer.remove_callback(PrinterCallback)
@@ -128,6 +132,7 @@ def train(
         "learning_rate",
         "grad_norm",
         "parts",
+        "tokens_per_pass",
     )
     log = [
         {key: entry[key] for key in keys if key in entry}

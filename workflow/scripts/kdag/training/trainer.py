@@ -16,7 +16,7 @@ from kdag.losses.base import Divergence
 from kdag.losses.fused import distill_loss
 from kdag.models import head
 from kdag.training import processes, sharding
-from kdag.training.batches import EpochSampler, split
+from kdag.training.batches import EpochSampler, nothing_to_learn, split, split_by_tokens
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,25 @@ class Objective:
 class DistillTrainer(Trainer):
     """The HF Trainer with its loss replaced; no logits come out of the model's own forward."""
 
-    def __init__(self, *, objective: Objective, teacher, vocabulary: int, dtype: str, **kwargs):
+    def __init__(
+        self,
+        *,
+        objective: Objective,
+        teacher,
+        vocabulary: int,
+        dtype: str,
+        tokens_per_pass: int | None = None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.objective, self.vocabulary, self.teacher = objective, vocabulary, teacher
         self.dtype = getattr(torch, dtype)
         self.teacher_head = None if teacher is None else teacher.head.to(self.args.device)
         self.model_accepts_loss_kwargs = True  # the loss is divided by num_items_in_batch here
         self.sums = {}
-        self.parts = 1  # forward passes that a batch is taken in; doubled when memory runs out
+        # What a batch is cut into: by tokens, if it is all that a process has of a step, else `parts` of its
+        # rows. Where memory runs out, the former are halved or the latter doubled.
+        self.tokens, self.parts = tokens_per_pass, 1
         self.step, self.batches = None, []  # of the optimiser step that is under way
 
     def _get_train_sampler(self, train_dataset=None):
@@ -66,30 +77,44 @@ class DistillTrainer(Trainer):
         while True:
             try:
                 for batch in batches:
-                    pieces = split(batch, self.parts) if self.parts > 1 else [batch]
-                    losses = [one_pass(model, piece, num_items_in_batch) for piece in pieces]
+                    losses = [one_pass(model, piece, num_items_in_batch) for piece in self._passes(batch)]
                 return sum(losses)
             except torch.OutOfMemoryError as error:
-                self._halve(str(error))
+                self._halve(str(error), int(inputs["attention_mask"].sum(1).max()))
             # Outside the handler, which holds on to the failed pass and its memory.
             model.zero_grad()
             self.sums, batches = {}, self.batches
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def _halve(self, reason: str) -> None:
+    def _passes(self, batch: dict) -> list[dict]:
+        """What a batch is computed in; as many in every process, since each pass is one of all of them."""
+        if not self.tokens:
+            return split(batch, self.parts) if self.parts > 1 else [batch]
+        pieces = split_by_tokens(batch, self.tokens)
+        most = processes.largest(len(pieces), self.args.device)
+        return pieces + [nothing_to_learn(batch)] * (most - len(pieces))
+
+    def _halve(self, reason: str, longest: int) -> None:
+        """Smaller passes from here on; longest: the tokens of the longest row that was at hand."""
         rows = -(-self.args.train_batch_size // self.parts)
-        if rows == 1 or launching.processes() > 1:
+        smallest = self.tokens <= longest if self.tokens else rows == 1
+        now = f"{self.tokens} tokens" if self.tokens else f"{rows} rows"
+        if smallest or launching.processes() > 1:
             raise UserError(
-                f"out of memory with {rows} rows per pass ({reason.split('.')[0]}). Lower batch_size and "
-                "raise gradient_accumulation by as much, or set gradient_checkpointing, tuning: lora, "
-                "load_in_4bit, or a smaller data.max_tokens"
+                f"out of memory with {now} per pass ({reason.split('.')[0]}). Lower tokens_per_pass, or "
+                "batch_size and raise gradient_accumulation by as much, or set gradient_checkpointing, "
+                "tuning: lora, load_in_4bit, or a smaller data.max_tokens"
             )
-        self.parts *= 2
+        if self.tokens:
+            self.tokens = max(self.tokens // 2, longest)
+            now = f"{self.tokens} tokens"
+        else:
+            self.parts *= 2
+            now = f"{-(-self.args.train_batch_size // self.parts)} rows"
         logging.warning(
-            "out of memory: step %d begins again with %d rows per pass, the same effective batch",
-            self.state.global_step + 1,
-            -(-self.args.train_batch_size // self.parts),
+            "out of memory: step %d begins again with %s per pass, the same effective batch",
+            *(self.state.global_step + 1, now),
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -134,6 +159,8 @@ class DistillTrainer(Trainer):
             logs["answer_tokens"] = int(tokens)
             if self.parts > 1:
                 logs["parts"] = self.parts
+            if self.tokens:
+                logs["tokens_per_pass"] = self.tokens
             self.sums = {}
             self._refuse_broken(logs)
         super().log(logs, *args, **kwargs)
