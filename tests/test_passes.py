@@ -145,3 +145,19 @@ def test_a_step_has_the_same_rows_however_it_is_cut_and_shared(processes):
         shares = [shared[first + p * 12 // processes :][: 12 // processes] for p in range(processes)]
         tokens = [sum(int(lengths[row]) for row in share) for share in shares]
         assert max(tokens) - min(tokens) <= 60, "each process has as many long rows as the others"
+
+
+def test_adapters_take_what_comes_in_as_it_is(tiny_models, frame, cache, tmp_path, monkeypatch):  # noqa: F811
+    """To the bit what PEFT's cast to float32 gives, which autocast turns back at once."""
+    from peft.tuners.lora import LoraLayer
+
+    changes = {"dtype": "bfloat16", "tokens_per_pass": TOKENS}
+    model, log = run(tiny_models, frame, cache, tmp_path / "a", job(**changes))
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    assert layers and not any(layer.cast_input_dtype_enabled for layer in layers)
+    monkeypatch.setattr(
+        LoraLayer, "cast_input_dtype_enabled", property(lambda _: True, lambda _, value: None), False
+    )
+    other, cast = run(tiny_models, frame, cache, tmp_path / "b", job(**changes))
+    assert next(m for m in other.modules() if isinstance(m, LoraLayer)).cast_input_dtype_enabled
+    assert log == cast and torch.equal(trained(model), trained(other))

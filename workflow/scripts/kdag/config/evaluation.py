@@ -47,7 +47,7 @@ class Evaluation(Section):
     backend: Literal["transformers", "vllm"] = Field(
         "transformers", description="vllm: faster on a GPU, in an environment of its own (docs/gpu.md)"
     )
-    batch_size: int = Field(64, gt=0, description="prompts per forward pass; pinned, as bf16 sees it")
+    batch_size: int = Field(256, gt=0, description="prompts per forward pass; pinned, as bf16 sees it")
     repetition_penalty: Number = Field(1.0, ge=1, le=2, description="1: none")
     dtype: Dtype = "auto"
     tasks: dict[Annotated[str, Field(pattern=NAME), AfterValidator(no_file)], Task] = Field(

@@ -116,12 +116,18 @@ def with_adapters(model, settings, backend: str):
             random_state=settings.seed,
         )
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
 
     names = targets if isinstance(targets, str) else list(targets)
     try:
-        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=names, **shape))
+        adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=names, **shape))
     except ValueError as error:
         raise UserError(f"lora_target_modules: {error}") from error
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            # Under autocast PEFT would turn what comes in into float32, and autocast at once back.
+            module.cast_input_dtype_enabled = False
+    return adapted
 
 
 def optimizer(settings) -> str:
