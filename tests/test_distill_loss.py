@@ -115,6 +115,20 @@ def test_chunks_do_not_matter(ignored, monkeypatch):
         same(run(inputs)[0], whole, 1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_that_begin_at_aligned_places_give_the_same_bits(name, dtype, monkeypatch):
+    """As on a GPU, where a vocabulary of an odd number of tokens is no aligned row."""
+    inputs = make(tokens=9, vocabulary=333, d_s=16, d_t=24, ignored=[2], dtype=dtype)
+    expected, _ = run(inputs, name)
+    expected = [tensor.clone() for tensor in expected]
+    monkeypatch.setattr(module, "scratch", lambda _, shape, like, dtype=None: module.aligned(
+        shape, like, dtype or like.dtype
+    ))  # fmt: skip
+    found, _ = run(inputs, name)
+    assert all(map(torch.equal, found, expected))
+
+
 def test_default_chunks_are_even_and_bounded():
     assert module.even_chunks(100, 1000) == 100
     assert module.even_chunks(0, 1000) == 1

@@ -147,12 +147,21 @@ def scratch(name, shape, like, dtype=None):
     """
     dtype = dtype or like.dtype
     if like.device.type != "cpu":
-        return like.new_empty(shape, dtype=dtype)
+        return aligned(shape, like, dtype)
     elements = math.prod(shape)
     held = _scratch.get((name, dtype))
     if held is None or len(held) < elements:
         held = _scratch[name, dtype] = torch.empty(elements, dtype=dtype)
     return held[:elements].view(shape)
+
+
+def aligned(shape, like, dtype):
+    """An uninitialised tensor whose rows begin at multiples of 64 elements.
+
+    A vocabulary is often odd (151,665), and tensor cores then leave their fast path for products with it.
+    """
+    *outer, last = shape
+    return like.new_empty((*outer, -(-last // 64) * 64), dtype=dtype)[..., :last]
 
 
 class FusedDistillation(torch.autograd.Function):
