@@ -11,7 +11,7 @@ from kdag.losses.divergences import NAMES
 from kdag.losses.divergences import load as divergence
 from kdag.models import head
 from kdag.teacher.live import LiveTeacher
-from kdag.training import batches
+from kdag.training import batches, train
 from kdag.training.batches import EpochSampler
 from kdag.training.trainer import DistillTrainer
 
@@ -103,6 +103,34 @@ def test_out_of_memory_halves_the_tokens(tiny_models, frame, cache, tmp_path, mo
     _, log = run(tiny_models, frame, cache, tmp_path / "b", job(**STEP, tokens_per_pass=10_000))
     same(expected, log)
     assert log[-1]["tokens_per_pass"] <= 312
+
+
+def test_out_of_memory_turns_checkpointing_on_first(
+    tiny_models,
+    frame,  # noqa: F811
+    cache,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    caplog,
+):
+    """As on a GPU: no activation is computed twice until one does not fit."""
+    _, expected = run(tiny_models, frame, cache, tmp_path / "a", job(**STEP))
+    monkeypatch.setattr(train, "checkpoints", lambda *_: False)
+    real, saving = DistillTrainer.losses, []
+
+    def small(self, inputs, num_items):
+        saving.append(head.base_model(self.model).is_gradient_checkpointing)
+        if len(saving) > 1 and not saving[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")
+        return real(self, inputs, num_items)
+
+    monkeypatch.setattr(DistillTrainer, "losses", small)
+    settings = job(**STEP, tokens_per_pass=TOKENS, gradient_checkpointing="auto")
+    _, log = run(tiny_models, frame, cache, tmp_path / "b", settings)
+    same(expected, log)
+    assert saving[:2] == [False, False] and all(saving[2:])
+    assert "gradient checkpointing is on from here" in caplog.text
+    assert {entry["tokens_per_pass"] for entry in log} == {TOKENS}
 
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=20)

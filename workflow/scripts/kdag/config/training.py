@@ -15,6 +15,12 @@ def layer_names(value):
     return value
 
 
+def on_off_auto(value):
+    if not isinstance(value, bool) and value != "auto":
+        raise ValueError("auto, true or false is needed")
+    return value
+
+
 class Training(Section):
     """What fine-tuning and distillation share."""
 
@@ -53,7 +59,11 @@ class Training(Section):
         description="frozen weights and arithmetic; trained weights are float32; auto: bfloat16 where the "
         "hardware multiplies it, else float16 on a GPU and float32 on a CPU",
     )
-    gradient_checkpointing: bool = Field(True, description="less memory for about a third more time")
+    gradient_checkpointing: Annotated[Literal["auto"] | bool, BeforeValidator(on_off_auto)] = Field(
+        "auto",
+        description="less memory for about a third more time; auto: on a GPU from when memory has run "
+        "out, on a CPU and in several processes always",
+    )
 
     @model_validator(mode="after")
     def _four_bits_are_frozen(self):

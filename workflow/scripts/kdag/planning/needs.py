@@ -82,6 +82,11 @@ def stored_bytes(config: Config, teacher: Shape) -> float:
 
 def training(shape, settings, tokens, device, teacher=None, live=None) -> Need:
     """Fine-tuning, or with the Shape of a teacher distillation; live: an online teacher's dtype."""
+    if settings.gradient_checkpointing == "auto":
+        off, on = (settings.model_copy(update={"gradient_checkpointing": again}) for again in (False, True))
+        need = training(shape, off, tokens, device, teacher, live)
+        fits = not device.on_cpu and need.device(device) <= device.memory * devices.GIB
+        return need if fits else training(shape, on, tokens, device, teacher, live)
     full, item, rows = settings.tuning == "full", sizes.ITEM[settings.dtype], tokens["train"]
     passes_back = 6 if full else 4  # per weight: 2 forward, 2 to the inputs, 2 to the weights
     again = 2 if settings.gradient_checkpointing else 0

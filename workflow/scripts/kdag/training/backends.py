@@ -77,7 +77,7 @@ def load(directory: Path, settings, backend: str, longest: int, *, to_device: bo
         load_in_4bit=settings.load_in_4bit,
         full_finetuning=False,
         use_exact_model_name=True,
-        use_gradient_checkpointing=settings.gradient_checkpointing,
+        use_gradient_checkpointing=bool(settings.gradient_checkpointing),
     )
     return model
 
@@ -112,7 +112,7 @@ def with_adapters(model, settings, backend: str):
             model,
             **shape,
             target_modules=LINEAR_LAYERS if targets == "all-linear" else list(targets),
-            use_gradient_checkpointing=settings.gradient_checkpointing,
+            use_gradient_checkpointing=bool(settings.gradient_checkpointing),
             random_state=settings.seed,
         )
     from peft import LoraConfig, get_peft_model

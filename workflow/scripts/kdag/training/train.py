@@ -5,6 +5,7 @@ Training goes on from its own last whole checkpoint after a kill.
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -19,7 +20,7 @@ from kdag.models import head, load, save
 from kdag.training import backends, processes, sharding
 from kdag.training.batches import Rows, collate
 from kdag.training.checkpoints import Follow, last_checkpoint
-from kdag.training.memory import tokens_per_pass
+from kdag.training.memory import checkpoints, tokens_per_pass
 from kdag.training.trainer import Arguments, DistillTrainer, Objective, ShardedTrainer
 
 # Processes that read the cache ahead; on a CPU they would take a core from the step.
@@ -29,10 +30,17 @@ READERS = {"cuda": 1, "cpu": 0}
 def prepare(model, settings, backend):
     """Make trainable what is to be trained: adapters or every weight, always in float32."""
     model.config.use_cache = False
-    if settings.gradient_checkpointing and backend == "transformers":  # Unsloth has its own
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
+    again = checkpoints(settings, load.device().type == "cpu", launching.processes())
+    if again and backend == "transformers":  # Unsloth has its own
+        compute_again(model)
     return model.float() if settings.tuning == "full" else backends.with_adapters(model, settings, backend)
+
+
+def compute_again(model) -> None:
+    """Keep no activations within layers: the backward pass computes them again."""
+    base = head.base_model(model)
+    base.gradient_checkpointing_enable({"use_reentrant": False})
+    base.enable_input_require_grads()
 
 
 def train(
@@ -99,6 +107,8 @@ def train(
     )
     if shard:
         sharding.shard(model)
+    again = checkpoints(settings, load.device().type == "cpu", launching.processes())
+    may = settings.gradient_checkpointing == "auto" and not again and backend == "transformers"
     trainer = (ShardedTrainer if shard else DistillTrainer)(
         model=model,
         args=arguments,
@@ -109,6 +119,7 @@ def train(
         vocabulary=vocabulary,
         dtype=settings.dtype,
         tokens_per_pass=tokens,
+        save_memory=partial(compute_again, model) if may else None,
         callbacks=[Follow()],
     )
     trainer.remove_callback(PrinterCallback)

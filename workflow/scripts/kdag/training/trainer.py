@@ -42,6 +42,7 @@ class DistillTrainer(Trainer):
         vocabulary: int,
         dtype: str,
         tokens_per_pass: int | None = None,
+        save_memory=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -53,6 +54,7 @@ class DistillTrainer(Trainer):
         # What a batch is cut into: by tokens, if it is all that a process has of a step, else `parts` of its
         # rows. Where memory runs out, the former are halved or the latter doubled.
         self.tokens, self.parts = tokens_per_pass, 1
+        self.save_memory = save_memory  # what is done first where memory runs out, if anything
         self.step, self.batches = None, []  # of the optimiser step that is under way
 
     def _get_train_sampler(self, train_dataset=None):
@@ -80,7 +82,7 @@ class DistillTrainer(Trainer):
                     losses = [one_pass(model, piece, num_items_in_batch) for piece in self._passes(batch)]
                 return sum(losses)
             except torch.OutOfMemoryError as error:
-                self._halve(str(error), int(inputs["attention_mask"].sum(1).max()))
+                self._save(str(error), int(inputs["attention_mask"].sum(1).max()))
             # Outside the handler, which holds on to the failed pass and its memory.
             model.zero_grad()
             self.sums, batches = {}, self.batches
@@ -95,8 +97,14 @@ class DistillTrainer(Trainer):
         most = processes.largest(len(pieces), self.args.device)
         return pieces + [nothing_to_learn(batch)] * (most - len(pieces))
 
-    def _halve(self, reason: str, longest: int) -> None:
-        """Smaller passes from here on; longest: the tokens of the longest row that was at hand."""
+    def _save(self, reason: str, longest: int) -> None:
+        """Less memory from here on; longest: the tokens of the longest row that was at hand."""
+        if self.save_memory:
+            self.save_memory()
+            self.save_memory = None
+            now = "gradient checkpointing is on from here"
+            logging.warning("out of memory: step %d begins again, %s", self.state.global_step + 1, now)
+            return
         rows = -(-self.args.train_batch_size // self.parts)
         smallest = self.tokens <= longest if self.tokens else rows == 1
         now = f"{self.tokens} tokens" if self.tokens else f"{rows} rows"
