@@ -7,7 +7,7 @@ LOCKED := -r envs/constraints.txt -r envs/requirements-demo.txt -r envs/requirem
 .PHONY: help install demo test lint schema clean fidelity test-faults bench audit lock advisories test-slurm orphans test-gpu bench-gpu doctor status run adopt plan publish
 .DEFAULT_GOAL := help
 CONFIG ?= config.yaml
-WORKERS := -n 2 --dist loadgroup --no-loadscope-reorder
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 DEVICE ?= $(or $(CARD),H200)
 
 help: ## list the commands

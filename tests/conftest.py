@@ -22,17 +22,25 @@ arithmetic.make_reproducible()
 
 
 @functools.cache
-def worker_of(file: Path) -> str:
+def share_of(file: str) -> str:
     """A file is run by one worker, and those that read `finished`, a minute of work, by the same."""
-    return "finished" if re.search(r"\bfinished\b", file.read_text()) else file.stem
+    return "finished" if re.search(r"\bfinished\b", (ROOT / file).read_text()) else file
 
 
-def pytest_itemcollected(item):
-    item.add_marker(pytest.mark.xdist_group(worker_of(item.path)))
+@pytest.hookimpl(optionalhook=True)  # without xdist nobody asks
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadFileScheduling
+
+    class Shares(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return share_of(super()._split_scope(nodeid))
+
+    return Shares(config, log)
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: worker_of(item.path) != "finished")  # what takes longest begins
+    # What takes longest begins.
+    items.sort(key=lambda item: share_of(str(item.path.relative_to(ROOT))) != "finished")
 
 
 def pytest_collection_finish():
