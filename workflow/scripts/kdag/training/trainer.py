@@ -82,7 +82,7 @@ class DistillTrainer(Trainer):
                     losses = [one_pass(model, piece, num_items_in_batch) for piece in self._passes(batch)]
                 return sum(losses)
             except torch.OutOfMemoryError as error:
-                self._save(str(error), int(inputs["attention_mask"].sum(1).max()))
+                self._spare(str(error), int(inputs["attention_mask"].sum(1).max()))
             # Outside the handler, which holds on to the failed pass and its memory.
             model.zero_grad()
             self.sums, batches = {}, self.batches
@@ -97,7 +97,7 @@ class DistillTrainer(Trainer):
         most = processes.largest(len(pieces), self.args.device)
         return pieces + [nothing_to_learn(batch)] * (most - len(pieces))
 
-    def _save(self, reason: str, longest: int) -> None:
+    def _spare(self, reason: str, longest: int) -> None:
         """Less memory from here on; longest: the tokens of the longest row that was at hand."""
         if self.save_memory:
             self.save_memory()
