@@ -71,7 +71,7 @@ fidelity: install ## what storing less of the teacher costs, measured on the dem
 	$(BIN)/python bench/storage.py
 
 bench: install ## measure speed and memory next to peers and limits, after `make demo` (about 20 minutes)
-	for name in loss step cache growth peers; do $(BIN)/python bench/$$name.py --json results/bench/$$name.json || exit 1; done
+	for name in loss step launches cache growth peers; do $(BIN)/python bench/$$name.py --json results/bench/$$name.json || exit 1; done
 
 bench-gpu: install ## the figures at real shapes on one GPU (under 10 minutes)
 	$(BIN)/python bench/gpu.py --json results/bench/gpu.json
