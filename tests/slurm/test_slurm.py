@@ -192,7 +192,7 @@ def test_the_whole_dag_runs_through_the_cluster(cluster, reference, tmp_path):
     assert run.wait() == 0, run.tail()
     run.check(reference)
     jobs = run.history()
-    assert len(jobs) == 15 and all(len(attempts) == 1 for attempts in jobs.values())
+    assert len(jobs) == 16 and all(len(attempts) == 1 for attempts in jobs.values())
     assert all(run.states(rule) == ["COMPLETED"] for rule in jobs)
 
 
