@@ -42,7 +42,7 @@ from kdag.config.roster import (
     student_ids,
     trained_ids,
 )
-from kdag.config.stages import source_name, stage_params
+from kdag.config.stages import source_name, stage_params, tried
 
 try:
     # What the YAML itself would not say: a key that stands twice.
@@ -200,8 +200,7 @@ DATASET = fetched("datasets", "fetch_dataset")
 PROMPTS = fetched("datasets", "fetch_prompts")
 NLTK = "resources/nltk_data"
 CHAT = "<results>/data/chat.json"
-TRIED = sha256_json(stage_params(CONFIG, "check_models")["teacher_training"])
-CHECKED = f"<results>/check/{TRIED[:8]}.json"
+CHECKED = f"<results>/check/{sha256_json(tried(CONFIG.teacher_training.model_dump()))[:8]}.json"
 PLANNED_FROM = [  # a student cut from the teacher is planned from the teacher's
     Path(TEACHER, "model", "config.json"),
     Path(STUDENT, "model", "config.json"),

@@ -72,11 +72,11 @@ def list_gpus() -> list[str]:
 
 def refuse_unused() -> None:
     """UserError for a GPU that torch cannot use: what takes minutes there takes days on the CPU."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in CPU_ONLY or not list_gpus():
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in CPU_ONLY:
         return
     import torch
 
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() and list_gpus():
         raise UserError(why_unused(driver(), torch.__version__, torch.version.cuda))
 
 

@@ -43,10 +43,15 @@ def stored_dtype(directory: Path) -> str:
     return config.get("dtype") or config.get("torch_dtype") or "float32"
 
 
+def decoder_config(directory: Path) -> dict:
+    """What config.json says of the part that reads and writes text."""
+    config = read_object(Path(directory) / "config.json")
+    return config.get("text_config") or config
+
+
 def positions_of(directory: Path) -> int | None:
     """How many a model has for the tokens of a row; None if it has no bound."""
-    config = read_object(Path(directory) / "config.json")
-    config = config.get("text_config") or config
+    config = decoder_config(directory)
     found = [config.get(key) for key in ("max_position_embeddings", "n_positions", "max_seq_len")]
     return next((limit for limit in found if isinstance(limit, int) and limit > 0), None)
 
@@ -128,8 +133,7 @@ def check_tokenizer(directory: Path) -> None:
 
 def check_fits(directory: Path, size: int, last: str) -> None:
     """A tokenizer that is longer than the head has tokens that the model can neither read nor say."""
-    config = read_object(directory / "config.json")
-    rows = (config.get("text_config") or config).get("vocab_size")
+    rows = decoder_config(directory).get("vocab_size")
     if isinstance(rows, int) and size > rows:
         raise UserError(
             f"{directory}: the tokenizer has {size} tokens and its model only {rows} (the last one is "

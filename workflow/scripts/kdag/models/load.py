@@ -11,7 +11,7 @@ from transformers.utils import logging as transformers_logging
 from kdag.files.manifest import verify_beside
 from kdag.job.errors import UserError, missing
 from kdag.models import packed
-from kdag.models.files import read_object
+from kdag.models.files import decoder_config
 
 # The stages log their own progress; bars would fill a log file with carriage returns.
 transformers_logging.set_verbosity_warning()
@@ -93,8 +93,7 @@ def load_model(
 
 def caps_attention(directory: Path) -> bool:
     """Do its layers cap the scores of attention (Gemma 2)? transformers' sdpa leaves that out, unsaid."""
-    config = read_object(Path(directory) / "config.json")
-    return bool((config.get("text_config") or config).get("attn_logit_softcapping"))
+    return bool(decoder_config(directory).get("attn_logit_softcapping"))
 
 
 def keep_end_tokens(model) -> None:

@@ -107,8 +107,8 @@ def train(
     )
     if shard:
         sharding.shard(model)
-    again = checkpoints(settings, load.device().type == "cpu", launching.processes())
-    may = settings.gradient_checkpointing == "auto" and not again and backend == "transformers"
+    off = backend == "transformers" and not head.base_model(model).is_gradient_checkpointing
+    may = settings.gradient_checkpointing == "auto" and off
     trainer = (ShardedTrainer if shard else DistillTrainer)(
         model=model,
         args=arguments,
