@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 LOCKED := -r envs/constraints.txt -r envs/requirements-demo.txt -r envs/requirements-ifbench.txt
 
-.PHONY: help install demo test lint schema clean fidelity test-faults bench audit lock advisories test-slurm orphans test-gpu bench-gpu doctor status run adopt plan publish
+.PHONY: help install demo demo-methods test lint schema clean fidelity test-faults bench audit lock advisories test-slurm orphans test-gpu bench-gpu doctor status run adopt plan publish
 .DEFAULT_GOAL := help
 CONFIG ?= config.yaml
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
@@ -24,6 +24,9 @@ install: .venv/.installed ## set up .venv from the pinned requirements (about 2 
 
 demo: install ## run the whole DAG on models that a package ships, and print the table
 	$(BIN)/snakemake --workflow-profile profiles/cpu --quiet rules --configfile experiments/demo.yaml
+
+demo-methods: install ## six ways of distilling in one table: whose answers does the student learn from? (about 15 minutes)
+	$(BIN)/snakemake --workflow-profile profiles/cpu --quiet rules --configfile experiments/methods.yaml
 
 test: install lint ## run the tests (about 15 minutes on two cores)
 	$(BIN)/pytest $(WORKERS)

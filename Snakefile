@@ -27,6 +27,7 @@ wildcard_constraints:
     seed=r"\d+",
     model="|".join(map(re.escape, MODELS)),
     hash="[0-9a-f]{8}",
+    answers="|".join(ANSWER_SETS) or "(?!)",
 
 
 include: "workflow/rules/data.smk"

@@ -45,7 +45,7 @@ def part_generate(run):
     import transformers
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-    from kdag.evaluation import decoding
+    from kdag.models import decoding
 
     transformers.AttentionInterface.register(decoding.ATTENTION, decoding.grouped_attention)
     AttentionMaskInterface.register(decoding.ATTENTION, sdpa_mask)
@@ -76,7 +76,7 @@ def prompts(run, count, longer=0):
 
 def decode_times(run, network, given, steps):
     """Seconds of every step; the first holds the prompts."""
-    from kdag.evaluation import decoding
+    from kdag.models import decoding
 
     stamps = [common.now()]
     decoding.decode_greedily(
@@ -111,7 +111,7 @@ def transformers_generate(run, network, name, batch):
     """The peer: model.generate with its own attention, the same prompts and number of tokens."""
     import torch
 
-    from kdag.evaluation import decoding
+    from kdag.models import decoding
     from kdag.teacher.cache import pad
 
     given, steps = prompts(run, batch), run.often(run.little(96, 8))

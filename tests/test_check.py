@@ -13,10 +13,9 @@ import transformers
 import check_models
 from kdag.config.experiment import Config
 from kdag.config.stages import stage_params
-from kdag.evaluation import decoding
 from kdag.files.manifest import write_manifest
 from kdag.job.errors import UserError
-from kdag.models import head, load, packed
+from kdag.models import decoding, head, load, packed
 
 SIZES = {
     "hidden_size": 32,

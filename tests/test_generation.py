@@ -12,10 +12,10 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from kdag.data.template import Chat
-from kdag.evaluation import decoding, generation
+from kdag.evaluation import generation
 from kdag.evaluation.tasks.ifeval import prompt_set_hash
 from kdag.job.errors import UserError
-from kdag.models import load
+from kdag.models import decoding, load
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "workflow" / "scripts"
 TEMPLATE = (
@@ -265,7 +265,7 @@ def test_script_twice_gives_equal_bytes_and_no_noise(directory, tmp_path):
 VLLM = """
 import importlib.metadata, types
 import torch, transformers
-from kdag.evaluation import decoding
+from kdag.models import decoding
 
 TokensPrompt = dict
 asked = []

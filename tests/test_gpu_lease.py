@@ -174,8 +174,7 @@ def test_a_model_is_spread_only_where_the_job_has_several(monkeypatch, tiny_mode
     import torch
     import transformers
 
-    from kdag.evaluation import decoding
-    from kdag.models import load
+    from kdag.models import decoding, load
 
     given = []
 

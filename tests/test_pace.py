@@ -17,8 +17,8 @@ from test_workflow import edit, planned
 from kdag.config.load import load_config
 from kdag.config.stages import stage_params
 from kdag.data.rows import EncodedRows
-from kdag.evaluation.decoding import GenerationProgress
 from kdag.job import progress
+from kdag.models.decoding import GenerationProgress
 from kdag.planning import devices, expected
 from kdag.teacher import cache
 from kdag.training.checkpoints import Follow

@@ -182,7 +182,7 @@ def test_distilling_in_bf16_has_a_cpus_losses(cached, tiny_models):
 def test_greedy_answers_are_transformers_own(tiny_models, penalty):
     from transformers import AutoModelForCausalLM
 
-    from kdag.evaluation import decoding
+    from kdag.models import decoding
 
     folder, cap = tiny_models / "student", 24
     model, tokenizer = decoding.load_model(folder, "float32")
@@ -222,7 +222,7 @@ def test_greedy_answers_are_transformers_own(tiny_models, penalty):
 
 
 def test_decoding_in_bf16_stays_within_the_vocabulary(tiny_models):
-    from kdag.evaluation import decoding
+    from kdag.models import decoding
 
     model, tokenizer = decoding.load_model(tiny_models / "teacher", "bfloat16")
     answers, cut_off = decoding.decode_greedily(

@@ -21,7 +21,7 @@ WORKFLOW = Path(str(workflow.current_basedir.get_path_or_uri(secret_free=False))
 SCRIPTS = WORKFLOW / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 
-from kdag.config import yaml_file
+from kdag.config import kinds, yaml_file
 from kdag.models import files
 from kdag.planning import expected, devices
 from kdag.config.load import load_config
@@ -42,7 +42,7 @@ from kdag.config.roster import (
     student_ids,
     trained_ids,
 )
-from kdag.config.stages import source_name, stage_params, tried
+from kdag.config.stages import answer_set, answer_sets, source_name, stage_params, tried
 
 try:
     # What the YAML itself would not say: a key that stands twice.
@@ -73,6 +73,10 @@ TRAINED = trained_ids(CONFIG)
 COMPARED = compared_ids(CONFIG)
 TASKS = list(CONFIG.evaluation.tasks)
 TRAININGS = ("sft_teacher", "sft_student", "distill")
+# Strategies whose students answer themselves while they train, and those that learn from fixed answers.
+ON_POLICY = [name for name, chosen in CONFIG.strategies.items() if kinds.STUDENT in chosen.answers]
+FIXED = [name for name in CONFIG.strategies if name not in ON_POLICY]
+ANSWER_SETS = answer_sets(CONFIG)
 
 # `python` in a rule is the one that runs Snakemake, also where its environment is not activated.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.getenv("PATH", "")]))
@@ -100,13 +104,16 @@ def shipped(file):
 def divergence_code(wildcards):
     """The file of a strategy's divergence, and what it imports."""
     name = CONFIG.strategies[wildcards.strategy].divergence
+    if name == kinds.NO_DIVERGENCE:
+        return []
     return code(f"kdag/losses/divergences/{name.replace('-', '_')}")
 
 
 def task_code(wildcards):
     """The file of a further task that is written here, and what it imports."""
-    written = (SCRIPTS / "kdag" / "evaluation" / "tasks" / f"{wildcards.task}.py").is_file()
-    return code(f"kdag/evaluation/tasks/{wildcards.task}") if written else []
+    name = (CONFIG.evaluation.tasks[wildcards.task].generator or wildcards.task).replace("-", "_")
+    written = (SCRIPTS / "kdag" / "evaluation" / "tasks" / f"{name}.py").is_file()
+    return code(f"kdag/evaluation/tasks/{name}") if written else []
 
 
 def params(stage):
@@ -181,6 +188,11 @@ def task_files(task):
     return sorted(str(file) for file in Path(folder).rglob("*") if file.is_file()) if folder else []
 
 
+def trained_questions(task):
+    """The rows whose questions a generated task does not ask."""
+    return f"{DATASET}/rows.jsonl" if CONFIG.evaluation.tasks[task].generator else []
+
+
 def local_files(source):
     """The user's own files behind a source, so that editing them reruns what was made from them."""
     if source.source != "path":
@@ -207,20 +219,49 @@ PLANNED_FROM = [  # a student cut from the teacher is planned from the teacher's
     *(Path("results", CONFIG.experiment, "data", file) for file in ("manifest.json", "prompts.jsonl")),
 ]
 
-# The parts of the data whose teacher states are stored.
-CACHED = ["train", "heldout"]
-if all(map(CONFIG.online, CONFIG.strategies)):
-    CACHED = ["heldout"]
+# The parts of the data whose teacher states are stored: training rows only if a strategy reads them.
+READERS = [name for name in FIXED if CONFIG.strategies[name].divergence != kinds.NO_DIVERGENCE]
+READERS = [name for name in READERS if not CONFIG.online(name)]
+CACHED = ["heldout"]
+if not CONFIG.strategies or any(kinds.DATASET in CONFIG.strategies[name].answers for name in READERS):
+    CACHED = ["train", "heldout"]
 
 
-def seen(cached, live):
-    """An input of a strategy's students: of the teacher's cache, or of the teacher itself."""
+def rows_of(wildcards):
+    """{folder of a strategy's rows: folder of their cache}; its own answers begin as the data set's rows."""
+    answers = CONFIG.strategies[wildcards.strategy].answers
+    teachers = f"<results>/answers/{answer_set(CONFIG, wildcards.strategy)}"
+    dataset = {"<results>/data": "<results>/cache"}
+    return functools.reduce(
+        dict.__or__,
+        [{teachers: f"{teachers}/cache"} if source == kinds.TEACHER else dataset for source in answers],
+    )
+
+
+def rows_files(name):
+    return lambda wildcards: [f"{folder}/{name}" for folder in rows_of(wildcards)]
+
+
+def seen(cached="", live=""):
+    """An input of a strategy's students: a file of the teacher's caches of their rows, or of the teacher.
+
+    cached, live: what it is called below the folder of a cache, or of the teacher; if empty, there is none.
+    """
 
     def of(wildcards):
-        chosen = live if CONFIG.online(wildcards.strategy) else cached
-        return chosen and f"<results>/{chosen}"
+        name = wildcards.strategy
+        if CONFIG.strategies[name].divergence == kinds.NO_DIVERGENCE:
+            return []
+        if CONFIG.online(name):
+            return [f"<results>/teacher/{live}"] if live else []
+        return [f"{cache}/{cached}" for cache in rows_of(wildcards).values()] if cached else []
 
     return of
+
+
+def trained_teacher(wildcards):
+    """The manifest of the teacher that caches are compared with."""
+    return seen(cached="manifest.json")(wildcards) and "<results>/teacher/manifest.json"
 
 
 def model_home(model):
@@ -237,6 +278,7 @@ def refuse_unknown(outputs=()):
         return
     here = f"results/{CONFIG.experiment}"
     folders = ["data", "check", "teacher", "cache", *(f"eval/{model}" for model in MODELS)]
+    folders += [f"answers/{name}{part}" for name in ANSWER_SETS for part in ("", "/cache")]
     folders += [f"eval/{model}/{task}" for model in MODELS for task in TASKS]
     homes = [model_home(model).replace("<results>", here) for model in MODELS]
     places = [Path(here, folder) for folder in folders] + [Path(home) for home in homes]

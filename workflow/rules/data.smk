@@ -123,6 +123,7 @@ rule fetch_task:
         code=code("fetch_task"),
         own=task_code,
         files=lambda wildcards: task_files(wildcards.task),
+        trained=lambda wildcards: trained_questions(wildcards.task),
     output:
         task=directory("resources/tasks/{task}-{hash}/task"),
         manifest="resources/tasks/{task}-{hash}/manifest.json",
@@ -134,8 +135,8 @@ rule fetch_task:
     params:
         config=params("fetch_task"),
     shell:
-        "python {input.code[0]:q} --config {params.config:q} --output {output.task:q}"
-        " --manifest {output.manifest:q} --log-file {log:q}"
+        "python {input.code[0]:q} --config {params.config:q} --apart-from {input.trained:q}"
+        " --output {output.task:q} --manifest {output.manifest:q} --log-file {log:q}"
 
 
 rule settle_chat:

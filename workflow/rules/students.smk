@@ -37,13 +37,13 @@ rule distill:
         code=code("distill"),
         chat=CHAT,
         divergence=divergence_code,
-        data="<results>/data/manifest.json",
-        train="<results>/data/train.parquet",
+        data=rows_files("manifest.json"),
+        train=rows_files("train.parquet"),
         base=f"{STUDENT}/manifest.json",
         model=ancient(f"{STUDENT}/model"),
-        teacher=seen("cache/manifest.json", live="teacher/manifest.json"),
-        trained=ancient(seen("teacher/manifest.json", live=[])),
-        states=ancient(seen("cache/train", live="teacher/model")),
+        teacher=seen(cached="manifest.json", live="manifest.json"),
+        trained=ancient(trained_teacher),
+        states=ancient(seen(cached="train", live="model")),
     output:
         model=directory("<results>/students/{strategy}/seed{seed}/model"),
         log="<results>/students/{strategy}/seed{seed}/training.jsonl",
@@ -52,6 +52,8 @@ rule distill:
         "<logs>/distill/{strategy}-seed{seed}.log",
     benchmark:
         "<benchmarks>/distill/{strategy}-seed{seed}.tsv"
+    wildcard_constraints:
+        strategy="|".join(map(re.escape, FIXED)) or "(?!)",
     conda:
         "../../envs/train.yaml"
     threads: 8
@@ -65,3 +67,28 @@ rule distill:
         " --config {params.config:q} --model {input.model:q} --chat {input.chat:q} --train {input.train:q}"
         " --teacher {input.teacher:q} --expect-teacher {input.trained:q}"
         " --output {output.model:q} --log {output.log:q} --manifest {output.manifest:q} --log-file {log:q}"
+
+
+if ON_POLICY:
+
+    use rule distill as distill_on_policy with:
+        input:
+            code=code("distill_on_policy"),
+            chat=CHAT,
+            divergence=divergence_code,
+            data=rows_files("manifest.json"),
+            train=rows_files("train.parquet"),
+            base=f"{STUDENT}/manifest.json",
+            model=ancient(f"{STUDENT}/model"),
+            teacher="<results>/teacher/manifest.json",
+            trained=[],
+            states=ancient("<results>/teacher/model"),
+        output:
+            model=directory("<results>/students/{strategy}/seed{seed}/model"),
+            log="<results>/students/{strategy}/seed{seed}/training.jsonl",
+            answers="<results>/students/{strategy}/seed{seed}/answers.jsonl",
+            manifest="<results>/students/{strategy}/seed{seed}/manifest.json",
+        wildcard_constraints:
+            strategy="|".join(map(re.escape, ON_POLICY)),
+        resources:
+            **needs("distill", ["model", "states"]) | {"planned": 0},  # the planner knows no sampling

@@ -1,7 +1,8 @@
 # Needs: the fetched models, the encoded rows.
 # Gives: check/ (both models went through what follows, for a step), teacher/ (the fine-tuned teacher) and
 # cache/ (what it thinks at every answer position), written by one job, or by teacher_cache.shards jobs side
-# by side and put together without a second copy.
+# by side and put together without a second copy. For strategies that learn from the teacher's answers:
+# answers/<hash of how they are sampled>/ and the cache of them in it.
 
 
 # Runs when the teacher's training will, and never by itself: a training that waits for it must not run again
@@ -156,3 +157,62 @@ else:
         shell:
             "python {input.code[0]:q} --shares {input.shares:q} --manifest {output.manifest:q}"
             " --log-file {log:q}"
+
+
+if ANSWER_SETS:
+
+    rule answer_teacher:
+        input:
+            code=code("answer_teacher"),
+            chat=CHAT,
+            data="<results>/data/manifest.json",
+            train="<results>/data/train.parquet",
+            teacher="<results>/teacher/manifest.json",
+            model=ancient("<results>/teacher/model"),
+        output:
+            train="<results>/answers/{answers}/train.parquet",
+            manifest="<results>/answers/{answers}/manifest.json",
+        log:
+            "<logs>/answer_teacher/{answers}.log",
+        benchmark:
+            "<benchmarks>/answer_teacher/{answers}.tsv"
+        conda:
+            "../../envs/train.yaml"
+        threads: 8
+        resources:
+            **needs("answer_teacher"),
+        params:
+            config=lambda wildcards: canonical_json(ANSWER_SETS[wildcards.answers]),
+        shell:
+            "python {input.code[0]:q} --name answer_teacher"
+            " --gpus {resources.gpu} --planned {resources.planned} --config {params.config:q}"
+            " --model {input.model:q} --chat {input.chat:q} --train {input.train:q}"
+            " --output {output.train:q} --manifest {output.manifest:q} --log-file {log:q}"
+
+    rule cache_answers:
+        input:
+            code=code("cache_teacher"),
+            data="<results>/answers/{answers}/manifest.json",
+            train="<results>/answers/{answers}/train.parquet",
+            teacher="<results>/teacher/manifest.json",
+            model=ancient("<results>/teacher/model"),
+        output:
+            train=directory("<results>/answers/{answers}/cache/train"),
+            head="<results>/answers/{answers}/cache/head.safetensors",
+            manifest="<results>/answers/{answers}/cache/manifest.json",
+        log:
+            "<logs>/cache_answers/{answers}.log",
+        benchmark:
+            "<benchmarks>/cache_answers/{answers}.tsv"
+        conda:
+            "../../envs/train.yaml"
+        threads: 8
+        resources:
+            **needs("cache_teacher"),
+        params:
+            config=params("cache_teacher"),
+        shell:
+            "python {input.code[0]:q} --name cache_answers"
+            " --gpus {resources.gpu} --planned {resources.planned} --config {params.config:q}"
+            " --model {input.model:q} --parts train --train {input.train:q}"
+            " --manifest {output.manifest:q} --log-file {log:q}"

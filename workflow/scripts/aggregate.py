@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 from kdag.files.atomic import write_text
+from kdag.files.manifest import read_manifest
 from kdag.files.records import recorded
 from kdag.files.seals import check_source, read_sealed
 from kdag.job import cli
-from kdag.report import answers, comparisons, measures, table
+from kdag.report import answers, budget, comparisons, measures, table
 from kdag.report.verdict import verdict
 
 
@@ -29,6 +30,7 @@ def arguments():
         "--notes", type=Path, required=True, help="notes.md, written: answers that went wrong"
     )
     parser.add_argument("--fidelity-csv", type=Path, required=True, help="fidelity.csv, written")
+    parser.add_argument("--budget-csv", type=Path, required=True, help="budget.csv, written")
     parser.add_argument("--tasks-csv", type=Path, required=True, help="tasks.csv, written")
     return parser
 
@@ -68,7 +70,10 @@ def main(args):
         rows, items, settings["family"], primary=primary, alpha=settings["alpha"], **resampling
     )
     spread = comparisons.over_seeds(rows, items)
-    words = verdict(tests, settings["alpha"])
+    budgets = budget.budget_table(rows, {model: read_manifest(path) for model, path in manifests.items()})
+    uneven = budget.sentence(budgets)
+    words = verdict(tests, settings["alpha"]) + (f"\n{uneven}\n" if uneven else "")
+    write_text(args.budget_csv, budgets.to_csv(index=False))
     write_text(args.intervals, cells.to_csv(index=False))
     write_text(args.comparisons, tests.to_csv(index=False))
     write_text(args.seeds, spread.to_csv(index=False))
@@ -77,7 +82,7 @@ def main(args):
     notes = answers.notes(rows, scores, primary, items[primary], **resampling)
     write_text(args.notes, "".join(f"{note}\n\n" for note in notes))
     text = table.markdown(
-        rows, accuracies, cells, spread, closeness, words, scores, further, tasks, notes, primary
+        rows, accuracies, cells, spread, closeness, words, scores, further, tasks, notes, primary, budgets
     )
     write_text(args.table, text)
 

@@ -32,7 +32,7 @@ def arguments():
     parser.add_argument("--model", type=Path, required=True, help="the fine-tuned teacher's directory")
     parser.add_argument("--train", type=Path, required=True, help="train.parquet")
     parser.add_argument("--parts", nargs="+", choices=("train", "heldout"), default=("train", "heldout"))
-    parser.add_argument("--heldout", type=Path, required=True, help="heldout.parquet")
+    parser.add_argument("--heldout", type=Path, help="heldout.parquet")
     parser.add_argument("--share", type=share, default="0/1", help="j/N: the j-th of N shares, from 0")
     parser.add_argument("--files", type=Path, help="the cache's folder; default: the manifest's")
     parser.add_argument("--manifest", type=Path, required=True, help="manifest.json of what was written")

@@ -51,7 +51,7 @@ def main(args):
 
     from kdag.losses.divergences import load as load_divergence
     from kdag.training import processes
-    from kdag.training.train import Objective
+    from kdag.training.schedule import Objective
 
     check = Check(args, [teacher, *students], started)
     with check.asked("the teacher"):
@@ -158,7 +158,7 @@ class Check:
 
     def answer(self, name: str, trained_in: str) -> None:
         """Load what was saved, compare it with what was trained, and ask it for a few tokens."""
-        from kdag.evaluation.decoding import decode_greedily, load_model
+        from kdag.models.decoding import decode_greedily, load_model
         from kdag.models.derive import TOLERANCE
 
         release()

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from kdag.config.section import checked
-from kdag.config.training import DistillationJob
+from kdag.config.kinds import NO_DIVERGENCE
+from kdag.config.training import read_job
 from kdag.files.records import recorded
 from kdag.job import cli
 from kdag.job.launching import one_process_per_gpu
@@ -20,12 +20,22 @@ def arguments():
         help="keys of `distillation`, divergence, divergence_params and seed",
     )
     parser.add_argument("--model", type=Path, required=True, help="the untrained student's directory")
-    parser.add_argument("--train", type=Path, required=True, help="train.parquet")
+    parser.add_argument(
+        "--train",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="train.parquet of the data, of the teacher's answers to it, or of both",
+    )
     parser.add_argument(
         "--chat", type=Path, help="chat.json, saved with the model; default: its own template"
     )
     parser.add_argument(
-        "--teacher", type=Path, required=True, help="manifest.json of the teacher's cache, or of the teacher"
+        "--teacher",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="manifest.json of the teacher's cache of each --train, or of the teacher",
     )
     parser.add_argument(
         "--expect-teacher", type=Path, nargs="?", help="manifest.json the cache must be made from"
@@ -37,20 +47,25 @@ def arguments():
 
 
 def main(args):
-    settings = checked(DistillationJob, args.config)
+    settings = read_job(args.config)
     backend = backends.start(settings.backend, settings.tuning)  # before transformers is imported
 
     from kdag.losses.divergences import load
     from kdag.training.job import run_stage
-    from kdag.training.train import Objective
+    from kdag.training.schedule import Objective
 
-    objective = Objective(
-        divergence=load(settings.divergence),
-        divergence_params=settings.divergence_params,
-        kl_weight=settings.kl_loss_weight,
-        temperature=settings.temperature,
-        temperature_squared=settings.temperature_squared,
-        use_ce=settings.use_ce_loss,
+    plain = settings.divergence == NO_DIVERGENCE
+    objective = (
+        Objective()
+        if plain
+        else Objective(
+            divergence=load(settings.divergence),
+            divergence_params=settings.divergence_params,
+            kl_weight=settings.kl_loss_weight,
+            temperature=settings.temperature,
+            temperature_squared=settings.temperature_squared,
+            use_ce=settings.use_ce_loss,
+        )
     )
     run_stage(
         "distill",
@@ -71,4 +86,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(recorded(one_process_per_gpu(main, DistillationJob)), arguments())
+    cli.run(recorded(one_process_per_gpu(main, lambda **config: read_job(config))), arguments())

@@ -1,8 +1,10 @@
 """Fetch the rows of a data set, from a hub, a file or an installed package, and write them as JSON Lines."""
 
+import importlib.metadata
 import json
 from pathlib import Path
 
+from kdag.data import generated
 from kdag.data.sources import fetching, package_file
 from kdag.files import apart, readers
 from kdag.files.atomic import atomic_path
@@ -59,6 +61,10 @@ def main(args):
     with atomic_path(args.output) as partial:
         if source["source"] == "hub":
             commit = from_hub(source, partial)
+        elif source["source"] == generated.NAME:
+            found = generated.rows(source["id"], source["seed"], source["rows"], source["config"])
+            readers.write_lines(found, partial)
+            inputs = {generated.NAME: importlib.metadata.version(generated.NAME)}
         else:
             path = Path(source.get("path") or package_file(source["package"], source["file"]))
             # In a child: a damaged Parquet file may be a segmentation fault of its reader.

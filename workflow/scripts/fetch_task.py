@@ -15,6 +15,9 @@ from kdag.job import cli
 def arguments():
     parser = cli.parser(__doc__)
     parser.add_argument("--config", type=json.loads, required=True, help="a task of evaluation.tasks")
+    parser.add_argument(
+        "--apart-from", type=Path, nargs="?", help="rows.jsonl, whose questions are not asked"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder, written")
     parser.add_argument("--manifest", type=Path, required=True)
     return parser
@@ -24,7 +27,8 @@ def main(args):
     with atomic_path(args.output) as partial, fetching(f"task {args.config['name']}"):
         partial.mkdir()
         harness.use_folder(partial)
-        described = harness.fetch(args.config, partial)
+        apart = {"apart_from": str(args.apart_from)} if args.apart_from else {}
+        described = harness.fetch(args.config | apart, partial)
     write_manifest(
         args.manifest, stage="fetch_task", params=args.config, inputs={}, outputs=[], tasks=described
     )

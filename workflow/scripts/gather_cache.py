@@ -15,7 +15,7 @@ from kdag.job.errors import UserError
 HEAD = "head.safetensors"
 NO_HARD_LINKS = (errno.EPERM, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP)
 # What one share has of its own; everything else in their manifests must be the same.
-OWN = ("files", "row_hashes", "device", "processor")
+OWN = ("files", "row_hashes", "device", "processor", "weights")
 
 
 def arguments():

@@ -30,7 +30,7 @@ def main(args):
     backend = backends.start(settings.backend, settings.tuning)  # before transformers is imported
 
     from kdag.training.job import run_stage
-    from kdag.training.train import Objective
+    from kdag.training.schedule import Objective
 
     section = "teacher_training" if args.name == "sft_teacher" else "distillation"
     run_stage(
@@ -38,7 +38,7 @@ def main(args):
         settings,
         Objective(),
         start=args.model,
-        rows=args.train,
+        rows=[args.train],
         chat=args.chat,
         output=args.output,
         log=args.log,

@@ -10,6 +10,7 @@ from kdag.config.section import Dtype, Number, Section, path_is, refuse_braces
 from kdag.config.sources import Prompts
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+GENERATED = ("generator", "dataset", "items", "seed", "config")  # the keys of a task that is generated
 MOST_FILES = 1000  # in the folder of a task; each is an input of its jobs
 
 
@@ -27,6 +28,30 @@ class Task(Section):
     num_fewshot: int | None = Field(None, ge=0, description="worked examples; null: as the task says")
     chat_template: bool = Field(True, description="false: the task's text as it is")
     path: str | None = Field(None, description="folder with the YAML of a task that lm-eval does not have")
+    generator: Literal["reasoning-gym"] | None = Field(
+        None, description="what makes the questions, each answer of which is right or wrong"
+    )
+    dataset: str | None = Field(None, description="the generator's name for them; null: the task's name")
+    items: int = Field(500, gt=0, description="generator: how many questions")
+    seed: int = Field(1, ge=0, description="generator: of the questions; none is asked that is trained on")
+    config: dict = Field(default_factory=dict, description="generator: its own settings")
+
+    @model_validator(mode="after")
+    def _keys_of_a_generator(self):
+        own = [
+            key
+            for key in GENERATED
+            if getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True)
+        ]
+        if own and not self.generator:
+            raise ValueError(f"{own[0]} is for tasks with a generator")
+        if self.generator and (self.path or self.num_fewshot or self.limit):
+            raise ValueError("a generator takes neither path nor num_fewshot nor limit; items says how many")
+        return self
+
+    def fetched(self) -> dict:
+        """What decides which documents there are; of a generator only if it has one."""
+        return self.model_dump(exclude=set() if self.generator else set(GENERATED))
 
     @model_validator(mode="after")
     def _path_is_there(self):

@@ -15,9 +15,11 @@ from pydantic import Field, ValidationError, model_validator
 
 from kdag.config.chat import Chat
 from kdag.config.evaluation import NAME, Evaluation
+from kdag.config.kinds import NO_DIVERGENCE, STUDENT, TEACHER
 from kdag.config.metrics import IFEVAL
 from kdag.config.resources import Resources
 from kdag.config.roster import RESERVED
+from kdag.config.sampling import Sampling
 from kdag.config.section import Section, error_lines, suggestion
 from kdag.config.sources import Data, Student, Teacher
 from kdag.config.statistics import Statistics
@@ -41,6 +43,7 @@ class Config(Section):
     teacher_cache: TeacherCache = Field(default_factory=TeacherCache)
     student: Student
     distillation: Distillation = Field(default_factory=Distillation)
+    sampling: Sampling = Field(default_factory=Sampling)
     strategies: dict[str, Strategy] = Field(min_length=1)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     statistics: Statistics = Field(default_factory=Statistics)
@@ -58,6 +61,7 @@ class Config(Section):
                 raise ValueError(f"strategies: {name!r} is the name of a baseline row")
             try:
                 self.distillation_of(name)
+                self.sampling_of(name)
             except ValidationError as error:
                 raise ValueError(
                     f"strategies.{name}: {'; '.join(error_lines(error, Distillation))}"
@@ -91,8 +95,18 @@ class Config(Section):
 
     def online(self, strategy: str) -> bool:
         """Does the teacher run next to this strategy's students, instead of its cache being read?"""
-        own = self.strategies[strategy].online
+        chosen = self.strategies[strategy]
+        if chosen.divergence == NO_DIVERGENCE:
+            return False
+        own = STUDENT in chosen.answers or chosen.online
         return self.teacher.online if own is None else own
 
     def distillation_of(self, strategy: str) -> Distillation:
         return Distillation(**self.distillation.model_dump() | self.strategies[strategy].overrides())
+
+    def sampling_of(self, strategy: str) -> Sampling:
+        return Sampling(**self.sampling.model_dump() | self.strategies[strategy].sampling)
+
+    def answered(self) -> list[str]:
+        """The strategies that learn from the teacher's answers."""
+        return [name for name, chosen in self.strategies.items() if TEACHER in chosen.answers]

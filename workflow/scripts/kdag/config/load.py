@@ -6,6 +6,9 @@ Stages are given parts of what comes out of here and import neither this nor the
 from pydantic import ValidationError
 
 from kdag.config.experiment import Config
+from kdag.config.kinds import DATASET, NO_DIVERGENCE
+from kdag.config.methods import with_method
+from kdag.config.schedules import is_schedule, numbers, read
 from kdag.config.section import error_lines, suggestion
 from kdag.config.strategies import Strategy
 from kdag.config.sweeps import expand_sweeps
@@ -27,9 +30,11 @@ def load_config(raw: dict) -> Config:
             lines.append(str(error))
         for name, strategy in strategies.items():
             try:
-                strategies[name] = with_parameters(strategy)
+                strategies[name] = with_parameters(with_method(strategy))
             except ValueError as error:
                 lines.append(f"strategies.{name}{error}")
+                if isinstance(strategy, dict) and "divergence" not in strategy:
+                    strategies[name] = {"divergence": NO_DIVERGENCE}  # its mistake is told already
         raw = {**raw, "strategies": strategies or raw["strategies"]}
     try:
         config = Config.model_validate(raw)
@@ -59,31 +64,41 @@ def with_parameters(strategy):
     if not isinstance(strategy, dict) or not isinstance(strategy.get("divergence"), str):
         return strategy  # which `Strategy` refuses
     name = strategy["divergence"]
-    if name not in PARAMETERS:
+    known = {NO_DIVERGENCE: {}, **PARAMETERS}
+    if name not in known:
         *others, last = map(repr, PARAMETERS)
         raise ValueError(f".divergence: Input should be {', '.join(others)} or {last} (got {name!r})")
     keys = [*Strategy.model_fields, *Distillation.model_fields]
     own = [key for key in strategy if key not in keys]
-    if unknown := [key for key in own if key not in PARAMETERS[name]]:
-        allowed = [*PARAMETERS[name], *keys]
+    if unknown := [key for key in own if key not in known[name]]:
+        allowed = [*known[name], *keys]
         raise ValueError(
             f": `{unknown[0]}` is neither a parameter of {name} nor a key of distillation"
             f"{suggestion(str(unknown[0]), allowed)}"
         )
     try:
-        return strategy | resolve(name, {key: number(key, strategy[key]) for key in own})
+        return strategy | ({} if name == NO_DIVERGENCE else in_range(name, {k: strategy[k] for k in own}))
     except ValueError as error:
         raise ValueError(f": {error}") from error
 
 
-def number(key: str, value) -> float:
-    """YAML 1.1 reads 1e-4 as text."""
+def in_range(divergence: str, given: dict) -> dict:
+    """Every parameter of a divergence, each a number or a schedule; ValueError if one is out of its range."""
+    found = {key: value_of(key, value) for key, value in given.items()}
+    if wrong := [k for k, v in found.items() if is_schedule(v) and v["over"] == "adaptive" and k != "taid_t"]:
+        raise ValueError(f"`{wrong[0]}`: over: adaptive is for taid_t alone")
+    for end in (0, -1):
+        filled = resolve(divergence, {key: numbers(value)[end] for key, value in found.items()})
+    return filled | found
+
+
+def value_of(key: str, value):
     try:
-        if not isinstance(value, bool):
-            return float(value)
-    except (TypeError, ValueError):
-        pass
-    raise ValueError(f"`{key}` must be a number, got {value!r}")
+        return read(value)
+    except ValueError as error:
+        if isinstance(value, dict):
+            raise ValueError(f"`{key}`: {error}") from error
+        raise ValueError(f"`{key}` must be a number, got {value!r}") from error
 
 
 def trained_twice(config: Config) -> list[str]:
@@ -96,6 +111,10 @@ def trained_twice(config: Config) -> list[str]:
                 "divergence": strategy.divergence,
                 "parameters": strategy.divergence_params(),
                 "online": config.online(name),
+                "answers": strategy.answers,
+                "sampling": config.sampling_of(name).model_dump()
+                if strategy.answers != {DATASET: 1}
+                else None,
             }
         )
         if training in names:
@@ -114,5 +133,11 @@ def truncated(config: Config) -> list[str]:
         f"strategies.{name}: {strategy.divergence} asks for the teacher where the student has mass, and "
         "teacher_cache.tail renormalised has none there; take bucket, or store: hidden"
         for name, strategy in config.strategies.items()
-        if divergences.load(strategy.divergence).whole_teacher(**strategy.divergence_params())
+        if strategy.divergence != NO_DIVERGENCE and not config.online(name)
+        for asked in (divergences.load(strategy.divergence).whole_teacher,)
+        if any(asked(**params) for params in both_ends(strategy.divergence_params()))
     ]
+
+
+def both_ends(params: dict) -> list[dict]:
+    return [{key: numbers(value)[end] for key, value in params.items()} for end in (0, -1)]

@@ -10,6 +10,7 @@ class Gpus(Section):
 
     sft_teacher: int = Field(1, gt=0)
     cache_teacher: int = Field(1, gt=0)
+    answer_teacher: int = Field(1, gt=0)
     sft_student: int = Field(1, gt=0)
     distill: int = Field(1, gt=0)
     generate: int = Field(1, gt=0)

@@ -9,6 +9,7 @@ from kdag.config.section import Section, expanded, path_is, refuse_braces
 from kdag.files import readers
 from kdag.job.errors import UserError
 
+GENERATED = "reasoning-gym"
 IFEVAL_KEYS = ("key", "prompt", "instruction_id_list", "kwargs")
 
 
@@ -31,7 +32,12 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _source_has_its_keys(self):
-        wanted = {"hub": {"id"}, "path": {"path"}, "package": {"package", "file"}}[self.source]
+        wanted = {
+            "hub": {"id"},
+            "path": {"path"},
+            "package": {"package", "file"},
+            "reasoning-gym": {"id"},
+        }[self.source]
         optional = {"revision"} if self.source == "hub" else set()
         given = {k for k in ("id", "revision", "path", "package", "file") if getattr(self, k)}
         if missing := sorted(wanted - given):
@@ -45,8 +51,13 @@ class Source(Section):
 
 
 class DataSource(Source):
+    source: Literal["hub", "path", "package", "reasoning-gym"] = Field(
+        "hub", description="where it comes from"
+    )
     name: str | None = Field(None, description="hub: the data set's configuration, if it has several")
     split: str = Field("train", description="hub: the split")
+    config: dict = Field(default_factory=dict, description="reasoning-gym: settings of the generator")
+    seed: int = Field(0, ge=0, description="reasoning-gym: of the questions")
 
     @model_validator(mode="after")
     def _path_is_a_file(self):
@@ -54,6 +65,8 @@ class DataSource(Source):
             raise ValueError(f"{self.path} is a directory; a file of rows is needed")
         if self.name and self.source != "hub":
             raise ValueError(f"source {self.source} does not take name")
+        if (self.config or self.seed) and self.source != GENERATED:
+            raise ValueError(f"source {self.source} takes neither config nor seed")
         return self
 
 

@@ -8,9 +8,10 @@ import re
 from pathlib import Path
 
 from kdag.config.experiment import Config
+from kdag.config.kinds import DATASET, STUDENT
 from kdag.config.roster import table_rows
-from kdag.config.sources import DataSource, Source
-from kdag.config.training import DistillationJob, Training
+from kdag.config.sources import GENERATED, DataSource, Source
+from kdag.config.training import DistillationJob, MixedJob, Training
 from kdag.files.hashes import canonical_json, sha256_json
 
 
@@ -18,7 +19,10 @@ def fetch_params(source: Source) -> dict:
     """What decides which bytes are fetched."""
     keys = DataSource.model_fields if isinstance(source, DataSource) else Source.model_fields
     named = {key: getattr(source, key) for key in keys}
-    return {key: value for key, value in named.items() if key != "name" or value}
+    unused = {key for key in ("name",) if not named.get(key)}
+    if source.source != GENERATED:
+        unused |= {"config", "seed"}
+    return {key: value for key, value in named.items() if key not in unused}
 
 
 def source_name(source: dict) -> str:
@@ -26,6 +30,17 @@ def source_name(source: dict) -> str:
     named = source["id"] or source["path"] or source["file"]
     name = re.sub(r"[^A-Za-z0-9.]+", "-", Path(named).stem if source["path"] else Path(named).name)
     return f"{name.strip('-')}-{sha256_json(source)[:8]}"
+
+
+def answer_sets(config: Config) -> dict[str, dict]:
+    """{name: params of answer_teacher}: sampled once for all strategies that want them alike."""
+    found = [stage_params(config, "answer_teacher", strategy=name) for name in config.answered()]
+    return {sha256_json(params)[:8]: params for params in found}
+
+
+def answer_set(config: Config, strategy: str) -> str:
+    """Which of `answer_sets` a strategy learns from."""
+    return sha256_json(stage_params(config, "answer_teacher", strategy=strategy))[:8]
 
 
 def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str = 0, task: str = "") -> dict:
@@ -39,7 +54,9 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
         case "fetch_dataset":
             # Of a hub's rows only those that are needed; a file is small beside what is made of it.
             needed = config.data.train_rows + config.data.heldout_rows
-            return fetch_params(config.data) | ({"rows": needed} if config.data.source == "hub" else {})
+            return fetch_params(config.data) | (
+                {"rows": needed} if config.data.source in ("hub", GENERATED) else {}
+            )
         case "fetch_prompts":
             return fetch_params(config.evaluation.prompts)
         case "derive_student":
@@ -67,17 +84,27 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
             return training | {"seed": int(seed)}
         case "distill":
             chosen = config.strategies[strategy]
-            return DistillationJob(
+            job = {
                 **config.distillation_of(strategy).model_dump(),
-                divergence=chosen.divergence,
-                divergence_params=chosen.divergence_params(),
-                seed=int(seed),
-                teacher_dtype=config.teacher_cache.dtype if config.online(strategy) else None,
-            ).model_dump()
+                "divergence": chosen.divergence,
+                "divergence_params": chosen.divergence_params(),
+                "seed": int(seed),
+                "teacher_dtype": config.teacher_cache.dtype if config.online(strategy) else None,
+            }
+            if len(chosen.answers) == 1 and STUDENT not in chosen.answers:
+                return DistillationJob(**job).model_dump()
+            own = config.sampling_of(strategy).model_dump() if STUDENT in chosen.answers else None
+            return MixedJob(**job, answers=chosen.answers, sampling=own).model_dump()
+        case "answer_teacher":
+            sampling = config.sampling_of(strategy).model_dump(exclude={"refresh"})
+            return {**sampling, "dtype": config.teacher_cache.dtype}
         case "generate":
             return config.evaluation.model_dump(exclude={"prompts", "limit", "tasks"})
         case "fetch_task":
-            return {"name": task, **config.evaluation.tasks[task].model_dump()}
+            named = {"name": task, **config.evaluation.tasks[task].fetched()}
+            if named.get("generator"):  # no question is asked that is trained on
+                named["apart_from"] = source_name(stage_params(config, "fetch_dataset"))
+            return named
         case "evaluate_task":
             settings = config.evaluation.model_dump(exclude={"prompts", "limit", "tasks"})
             return settings | {"task": stage_params(config, "fetch_task", task=task)}
@@ -97,7 +124,7 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
 UNTRIED = (
     *("epochs", "gradient_accumulation", "learning_rate", "warmup_ratio", "schedule", "weight_decay"),
     *("max_grad_norm", "lora_alpha", "seed", "use_ce_loss", "kl_loss_weight", "temperature"),
-    *("temperature_squared", "divergence", "divergence_params"),
+    *("temperature_squared", "divergence", "divergence_params", "answers", "sampling"),
 )
 
 
@@ -108,13 +135,23 @@ def tried(training: dict) -> dict:
 
 def canonical(config: Config) -> dict:
     """What load_config takes back, the same however it was spelt; without what changes no result."""
-    hidden = {"resources": True, "teacher_cache": {"shards"}, "strategies": True}
-    strategies = {
-        name: {"divergence": s.divergence, "online": config.online(name), **s.divergence_params()}
-        | config.distillation_of(name).model_dump()
-        for name, s in config.strategies.items()
-    }
+    hidden = {"resources": True, "teacher_cache": {"shards"}, "strategies": True, "sampling": True}
+    strategies = {name: canonical_strategy(config, name) for name in config.strategies}
     return config.model_dump(by_alias=True, exclude=hidden) | {"strategies": strategies}
+
+
+def canonical_strategy(config: Config, name: str) -> dict:
+    """With every key that its training depends on; of sampling only if it samples."""
+    chosen = config.strategies[name]
+    keys = {
+        "divergence": chosen.divergence,
+        "online": config.online(name),
+        **chosen.divergence_params(),
+        **config.distillation_of(name).model_dump(),
+    }
+    if chosen.answers != {DATASET: 1}:
+        keys |= {"answers": chosen.answers, "sampling": config.sampling_of(name).model_dump()}
+    return keys | ({"method": chosen.method} if chosen.method else {})
 
 
 def shown(raw: dict) -> dict:

@@ -1,25 +1,67 @@
-"""The section `strategies`: a divergence with its parameters, how it sees the teacher, what else differs.
+"""The section `strategies`: whose answers are learned, by which loss, how the teacher is seen.
 
 Which divergences and parameters there are, with ranges and defaults, load.py checks when the configuration is
-read. Stages are given what came of it and import no table of them.
+read, and there a `method` becomes the keys that it stands for. Stages are given what came of it and import no
+table of them.
 """
 
-from pydantic import ConfigDict, Field
+import math
+from typing import Annotated
 
+from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+
+from kdag.config.kinds import DATASET, NO_DIVERGENCE, SOURCES, STUDENT
+from kdag.config.sampling import Sampling
 from kdag.config.section import Section
 from kdag.config.training import Distillation
 
 
+def shares(value) -> dict[str, float]:
+    """{source: its share of the rows}, without those that have none, in the order of SOURCES."""
+    given = {value: 1.0} if isinstance(value, str) else value
+    if not isinstance(given, dict) or not set(given) <= set(SOURCES):
+        raise ValueError(f"{', '.join(SOURCES)}, or shares of these are needed, got {value!r}")
+    if wrong := [s for s in given.values() if isinstance(s, bool) or not isinstance(s, int | float)]:
+        raise ValueError(f"a share is a number, got {wrong[0]!r}")
+    if min(given.values(), default=-1) < 0 or not math.isclose(sum(given.values()), 1, abs_tol=1e-9):
+        raise ValueError(f"shares are at least 0 and add up to 1, got {value!r}")
+    return {source: float(given[source]) for source in SOURCES if given.get(source)}
+
+
+SHARE = {"type": "number", "minimum": 0, "maximum": 1}
+SHARES = {"type": "object", "additionalProperties": False, "properties": dict.fromkeys(SOURCES, SHARE)}
+Answers = Annotated[
+    dict, PlainValidator(shares), WithJsonSchema({"anyOf": [{"enum": list(SOURCES)}, SHARES]})
+]
+
+
 class Strategy(Section):
-    """A divergence, its parameters, `online`, and any key of `distillation` it overrides."""
+    """A loss with its parameters, whose answers it is taken on, any key of `distillation` it overrides."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
+    method: str | None = Field(None, description="a published method, which stands for the keys below")
+    answers: Answers = Field(
+        DATASET, description="whose answers are learned: dataset, teacher, student, or their shares"
+    )
     divergence: str
+    sampling: dict = Field(default_factory=dict, description="keys of `sampling` that it overrides")
     online: bool | None = Field(None, description="the live teacher, or its cache; null: as teacher.online")
 
-    def divergence_params(self) -> dict[str, float]:
-        """The divergence's own parameters."""
-        return {k: float(v) for k, v in self.model_extra.items() if k not in Distillation.model_fields}
+    @model_validator(mode="after")
+    def _keys_fit_together(self):
+        if wrong := [key for key in self.sampling if key not in Sampling.model_fields]:
+            raise ValueError(f"sampling.{wrong[0]}: no such key")
+        if STUDENT in self.answers and self.online is False:
+            raise ValueError(
+                "online: false: answers of the student have no cache, the teacher runs next to it"
+            )
+        if STUDENT in self.answers and self.divergence == NO_DIVERGENCE:
+            raise ValueError("divergence: none on the student's own answers teaches it nothing but itself")
+        return self
+
+    def divergence_params(self) -> dict:
+        """The divergence's own parameters, each a number or a schedule."""
+        return {k: v for k, v in self.model_extra.items() if k not in Distillation.model_fields}
 
     def overrides(self) -> dict:
         return {k: v for k, v in self.model_extra.items() if k in Distillation.model_fields}

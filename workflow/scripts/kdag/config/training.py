@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from kdag.config.section import Dtype, Number, Section
+from kdag.config.schedules import scheduled
+from kdag.config.section import Dtype, Number, Section, checked
 
 
 def layer_names(value):
@@ -108,15 +109,32 @@ class Distillation(Training):
     )
     learning_rate: Number = Field(5e-4, gt=0, lt=1)
     use_ce_loss: bool = Field(True, description="false: only the divergence")
-    kl_loss_weight: Number = Field(0.5, gt=0, le=1, description="w")
-    temperature: Number = Field(2.0, gt=0, le=100, description="T, of both models in the divergence")
+    kl_loss_weight: scheduled(0, 1) = Field(0.5, description="w; a number or a schedule")
+    temperature: scheduled(0, 100) = Field(
+        2.0, description="T, of both models in the divergence; a number or a schedule"
+    )
     temperature_squared: bool = Field(True, description="scale the divergence by T^2")
 
 
 class DistillationJob(Distillation):
     """What one student's training depends on, its strategy resolved."""
 
-    divergence: str
-    divergence_params: dict[str, float] = Field(default_factory=dict)
+    divergence: str = Field(description="none: only cross-entropy")
+    divergence_params: dict = Field(default_factory=dict, description="numbers and schedules")
     seed: int = 0
     teacher_dtype: Dtype | None = Field(None, description="online teacher only: its arithmetic")
+
+
+class MixedJob(DistillationJob):
+    """What a training depends on besides, if its rows have answers of several kinds, or the student's own.
+
+    sampling: for its own, as of the section `sampling`.
+    """
+
+    answers: dict[str, float]
+    sampling: dict | None = None
+
+
+def read_job(config: dict) -> DistillationJob:
+    """What a stage is told, as the one or the other; UserError if it is neither."""
+    return checked(MixedJob if "answers" in config else DistillationJob, config)

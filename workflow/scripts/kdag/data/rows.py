@@ -283,6 +283,24 @@ class Some:
         return EncodedRows(self.rows.table, self.rows.sizes, some)
 
 
+def prompts(rows: EncodedRows) -> list[list[int]]:
+    """The tokens of each row before the last answer in it: what is given when that is sampled anew."""
+    found = []
+    for number in range(len(rows)):
+        mask = np.asarray(rows.value("response_mask", number))
+        last = np.flatnonzero(mask)[-1]
+        given = np.flatnonzero(mask[:last] == 0)
+        begin = given[-1] + 1 if len(given) else 1
+        found.append(rows.value("input_ids", number)[:begin].tolist())
+    return found
+
+
+def answered(prompt: list[int], answer: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, targets) of a row with a sampled answer, of which every token is learned."""
+    ids = np.array([*prompt, *answer], dtype=np.int32)
+    return ids, targets(ids, [0] * len(prompt) + [1] * len(answer))
+
+
 def longest(rows: EncodedRows, count: int) -> EncodedRows:
     """The `count` longest rows, the longest first."""
     return rows.iloc[np.argsort(-rows.lengths, kind="stable")[:count].tolist()]

@@ -19,10 +19,10 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from kdag.config import precision
 from kdag.data.template import Chat, unmarked
 from kdag.evaluation.answers import GreedyAnswers, quiet
-from kdag.evaluation.decoding import GenerationProgress, decode_greedily, load_model
 from kdag.evaluation.tasks.ifeval import prompt_set_hash
 from kdag.files.hashes import sha256_json
 from kdag.job.errors import UserError
+from kdag.models.decoding import GenerationProgress, decode_greedily, load_model
 
 
 class GreedyLM(GreedyAnswers, HFLM):

@@ -35,13 +35,14 @@ def manager(settings: dict):
     from lm_eval.tasks import TaskManager
 
     own = TaskManager(include_path=settings["path"], include_defaults=False)
-    if written_here(settings["name"]) or settings["name"] in own.all_tasks:
+    if written_here(settings) or settings["name"] in own.all_tasks:
         return own
     return TaskManager(include_path=settings["path"])
 
 
-def written_here(name: str):
-    """The module of a task that is written here; None for any other."""
+def written_here(settings: dict):
+    """The module of a task that is written here, or of its generator; None for any other."""
+    name = (settings.get("generator") or settings["name"]).replace("-", "_")
     module = f"kdag.evaluation.tasks.{name}"
     if not name.isidentifier() or importlib.util.find_spec(module) is None:
         return None
@@ -53,7 +54,7 @@ def load(settings: dict, folder: Path) -> tuple:
     """(task manager, specification, {name: loaded task}). UserError with near names for an unknown one."""
     from kdag.config.section import suggestion
 
-    index, own = manager(settings), written_here(settings["name"])
+    index, own = manager(settings), written_here(settings)
     if not own and settings["name"] not in index.all_tasks:
         raise UserError(
             f"evaluation.tasks: lm-eval knows no task {settings['name']!r}"
@@ -93,7 +94,7 @@ def described(tasks: dict) -> dict:
 
 def fetch(settings: dict, folder: Path) -> dict:
     """Everything the task needs, into `folder`; what `described` says of it."""
-    if own := written_here(settings["name"]):
+    if own := written_here(settings):
         own.fetch(settings, Path(folder))
     _, _, tasks = load(settings, folder)
     return described(tasks)

@@ -5,6 +5,7 @@ from pathlib import Path
 import jinja2
 import pandas as pd
 
+from kdag.config.roster import SFT
 from kdag.report import figures, measures
 from kdag.report.table import further
 
@@ -67,6 +68,17 @@ def costs(benchmarks: dict[str, Path], plan: list[dict]) -> list[dict]:
     return found
 
 
+def budgets(table: pd.DataFrame, benchmarks: Path) -> list[dict]:
+    """The lines of budget.csv, with the wall time of each student's training where its benchmark is there."""
+    found = table.to_dict("records")
+    for line in found:
+        seed = f"seed{line['seed']}"
+        job = f"sft_student/{seed}" if line["strategy"] == SFT else f"distill/{line['strategy']}-{seed}"
+        if (file := benchmarks / f"{job}.tsv").is_file():
+            line["seconds"] = float(pd.read_csv(file, sep="\t").iloc[-1]["s"])
+    return found
+
+
 def blocks(markdown: str) -> list[dict]:
     """The verdict's paragraphs and bullets as plain text, for a template that escapes them."""
     found = []
@@ -106,6 +118,19 @@ def render(
         }
         for model in order
     }
+    # Of answers that students sampled while they trained: how they collapse, where they do.
+    sampled = {
+        "sample_length": "tokens of a sampled answer",
+        "sample_entropy": "entropy of what was sampled from, nats per token",
+        "sample_distinct_2": "different pairs of tokens, as a share",
+        "sample_cut_off": "sampled answers cut off, as a share",
+        "sample_repeated": "sampled answers that repeat themselves, as a share",
+    }
+    shown = {
+        key: axis
+        for key, axis in sampled.items()
+        if any(key in step for log in logs.values() for step in log)
+    }
     plots = {
         "forest": figures.forest(
             [labels[m] for m in order],
@@ -120,6 +145,7 @@ def render(
             tested,
         ),
     }
+    plots["sampled"] = [(figures.curves(logs, key, axis), axis) for key, axis in shown.items()]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(template.parent), autoescape=True, undefined=jinja2.StrictUndefined
     )

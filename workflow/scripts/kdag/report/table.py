@@ -4,7 +4,7 @@ import pandas as pd
 
 from kdag.config.roster import STUDENT_UNTRAINED
 from kdag.job.errors import UserError
-from kdag.report import measures
+from kdag.report import budget, measures
 
 
 def refuse_mixture(rows: list[dict], scores: dict[str, dict], how=None) -> None:
@@ -151,11 +151,23 @@ def penalty_words(generation: dict) -> str:
 
 
 def markdown(
-    rows, table, cells, spread, closeness, words: str, scores, tasks, further_tasks, notes: list[str], primary
+    rows,
+    table,
+    cells,
+    spread,
+    closeness,
+    words: str,
+    scores,
+    tasks,
+    further_tasks,
+    notes: list[str],
+    primary,
+    budgets,
 ) -> str:
     """table.md: the table, its intervals, the verdict, the fidelity, and what a reader must know.
 
-    notes: of `answers.notes`; primary: the tested metric.
+    notes: of `answers.notes`; primary: the tested metric; budgets: of
+    `budget.budget_table`.
     """
     first = scores[rows[0]["model"]]
     columns = measures.names(first)
@@ -188,4 +200,5 @@ def markdown(
         f"{closeness['rows'][0]} rows), in nats; forward_kl_ratio: relative to the untrained student.",
         closeness[["model", *shown]].to_markdown(index=False, floatfmt=".4f"),
     ]
+    parts.append(budget.markdown(budgets))
     return "\n\n".join(parts) + "\n"

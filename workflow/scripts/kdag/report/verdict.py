@@ -1,11 +1,11 @@
 """What the tests say, in words, and nothing that they do not say."""
 
 import math
-import re
 
 import pandas as pd
 
-from kdag.config.roster import SFT, spoken
+from kdag.config.roster import SFT
+from kdag.report.words import named
 
 
 def verdict(comparisons: pd.DataFrame, alpha: float = 0.05) -> str:
@@ -54,13 +54,13 @@ def _member(member: str, part: pd.DataFrame, alpha: float) -> list[str]:
             "No significant difference between any two strategies",
             "No significant difference between",
         )
-        named = [f"{_name(a)} and {_name(b)}" for a, b in zip(rest["a"], rest["b"], strict=True)]
+        listed = [f"{named(a)} and {named(b)}" for a, b in zip(rest["a"], rest["b"], strict=True)]
     else:
-        baseline = _name(part["b"].iloc[0])
+        baseline = named(part["b"].iloc[0])
         students = "trained student" if SFT in set(part["a"]) else "strategy"
         none = f"No significant difference between any {students} and {baseline}"
         some = f"No significant difference from {baseline} for"
-        named = [_name(a) for a in rest["a"]]
+        listed = [named(a) for a in rest["a"]]
     n, most = int(rest["n"].iloc[0]), rest["detectable_family"].max()
     shown = (
         f"{_count(n, 'prompt')} cannot show any difference among so many comparisons"
@@ -68,7 +68,7 @@ def _member(member: str, part: pd.DataFrame, alpha: float) -> list[str]:
         else f"with {_count(n, 'prompt')} we could have detected {most:.1f} points or more (80 % power)"
     )
     reach = f"The intervals reach from {rest['low'].min():.1f} to {rest['high'].max():.1f} points"
-    which = none if found.empty else f"{some} {', '.join(named)}"
+    which = none if found.empty else f"{some} {', '.join(listed)}"
     return [*lines, f"- {which}; {shown}. {reach}; that is not evidence of equality."]
 
 
@@ -79,18 +79,9 @@ def _finding(row: dict) -> str:
         size, low, high, word = -size, -high, -low, "worse"
     p = "< 0.001" if row["p_holm"] < 0.001 else f"= {row['p_holm']:.3f}"
     return (
-        f"{_name(row['a'])} is {word} than {_name(row['b'])}: {size:.1f} points "
+        f"{named(row['a'])} is {word} than {named(row['b'])}: {size:.1f} points "
         f"(95 % interval {low:.1f} to {high:.1f}, adjusted p {p})."
     )
-
-
-def _name(name: str) -> str:
-    return spoken(name) or _code(name)
-
-
-def _code(name: str) -> str:
-    """A name as code, so that its underscores and stars are not markup."""
-    return "`" + re.sub(r"[`<>|\s]+", " ", name).strip() + "`"
 
 
 def _count(number: int, noun: str) -> str:

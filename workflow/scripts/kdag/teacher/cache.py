@@ -140,7 +140,7 @@ class TeacherCache:
     To training it is a teacher, as `live.LiveTeacher` is: `head` [V, d] and the soft `cap` of its logits;
     `keeps_rows`: a batch brings `row` of each of its rows; `known`: what is known of the teacher at a batch's
     learned positions; `logits`: makes logits of that, or None where it is hidden states, which the loss takes
-    as they are.
+    as they are; `weights`: that a token meets in it.
     """
 
     keeps_rows = True
@@ -171,6 +171,7 @@ class TeacherCache:
             )
         store = manifest["store"][part]
         stored = load_file(folder / "head.safetensors")
+        self.weights = manifest.get("weights", 0)
         self.head, self.cap = stored["head"], stored["cap"].item() if "cap" in stored else None
         self.logits = None if store == "hidden" else partial(SCHEMES[store].logits, cap=self.cap)
         self.shards, self.place = [], []

@@ -7,6 +7,7 @@ import torch
 from kdag.files.manifest import verify_files
 from kdag.models.head import check_head, head_weight, hidden_states, logit_cap
 from kdag.models.load import load_model
+from kdag.models.weights import weights_of
 
 
 class LiveTeacher:
@@ -18,6 +19,7 @@ class LiveTeacher:
         verify_files(manifest_path, ("model/",))
         self.model = load_model(Path(manifest_path).parent / "model", dtype, whole_rows=True)
         check_head(self.model, vocabulary)
+        self.weights = weights_of(self.model)[0]
         self.head, self.cap = head_weight(self.model, vocabulary).detach(), logit_cap(self.model)
 
     @torch.no_grad()

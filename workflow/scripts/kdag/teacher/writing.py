@@ -10,6 +10,7 @@ from kdag.files.manifest import write_manifest
 from kdag.job import arithmetic, progress
 from kdag.models import load
 from kdag.models.head import check_head, head_weight, logit_cap
+from kdag.models.weights import weights_of
 from kdag.teacher.cache import count_tokens, file_rows, files_of_share, write_head, write_part
 from kdag.teacher.storage import SCHEMES
 
@@ -35,10 +36,12 @@ def write_cache(
     folder = folder or manifest.parent
     files = files_of_share({k: len(f) for k, f in frames.items()}, settings.rows_per_shard, *share)
     stored = {part: settings.store if part == "train" else "hidden" for part in frames}
+    weights = {}
     if any(files.values()):
         vocabulary = subset["vocabulary_size"]
         model = load.load_model(teacher, settings.dtype, gpus=gpus, whole_rows=True)
         check_head(model, vocabulary)
+        weights = {"weights": weights_of(model)[0]}
         outputs = write_files(model, vocabulary, frames, files, stored, settings, folder)
         if share[0] == 0:
             outputs.append(folder / "head.safetensors")
@@ -66,6 +69,7 @@ def write_cache(
         arithmetic=arithmetic.recorded(),
         processor=precision.here().name,
         device=load.device_name(),
+        **weights,
     )
 
 

@@ -5,30 +5,64 @@ import itertools
 import numpy as np
 import torch
 
+from kdag.job.errors import UserError
 from kdag.teacher.cache import pad
+
+NOTHING = -1  # the number of a row that completes a batch
 
 
 class Rows(torch.utils.data.Dataset):
     """The rows of a subset, each with what is stored of its teacher, if the teacher stores anything.
 
-    The row behind the last one is a token with nothing to learn: see EpochSampler.
+    Row NOTHING is a token with nothing to learn: see EpochSampler.
     """
+
+    draw = None  # see Mixture
 
     def __init__(self, frame, teacher):
         self.ids, self.targets, self.lengths = frame["input_ids"], frame["targets"], frame.lengths
+        self.count = len(frame)
         self.cache = teacher if teacher and teacher.keeps_rows else None
 
     def __len__(self):
         return len(self.ids)
 
     def __getitem__(self, index):
-        if index == len(self):
+        if index == NOTHING:
             row = {"input_ids": np.zeros(1), "targets": np.full(1, -100), "row": index}
             stored = {name: tensor[:0] for name, tensor in self.cache.row(0).items()} if self.cache else None
         else:
             row = {"input_ids": self.ids[index], "targets": self.targets[index], "row": index}
             stored = self.cache.row(index) if self.cache else None
         return row | ({"teacher": stored} if self.cache else {})
+
+
+class Mixture(torch.utils.data.Dataset):
+    """The same prompts with several kinds of answers, of which one is drawn for each row and epoch.
+
+    Numbers of a kind follow those of the kind before it.
+    """
+
+    def __init__(self, kinds: list[Rows], shares: list[float], seed: int):
+        """shares: of the rows of an epoch, on average, adding up to 1."""
+        counts = {len(rows) for rows in kinds}
+        if len(counts) > 1:
+            raise UserError(f"the answers are of different rows: there are {sorted(counts)} of them")
+        self.kinds, self.shares, self.seed = kinds, shares, seed
+        self.lengths, self.count = kinds[0].lengths, len(kinds[0])
+
+    def __len__(self):
+        return len(self.kinds) * self.count
+
+    def __getitem__(self, index):
+        kind, row = divmod(index, self.count)
+        return self.kinds[0][NOTHING] if index == NOTHING else self.kinds[kind][row] | {"row": index}
+
+    def draw(self, epoch: int) -> np.ndarray:
+        """The number of the answer that each row has in an epoch, by seed and epoch alone."""
+        drawn = np.random.default_rng([self.seed, epoch, self.count]).random(self.count)
+        kinds = np.searchsorted(np.cumsum(self.shares[:-1]), drawn, side="right")
+        return kinds * self.count + np.arange(self.count)
 
 
 def collate(rows: list[dict]) -> dict:
@@ -105,15 +139,24 @@ class EpochSampler(torch.utils.data.Sampler):
     length share a forward pass. (Steps of like rows alone made the demo's students loop:
     docs/performance.md.) So batch_size and gradient_accumulation of one product give the same steps. Of every
     `processes` batches each process takes one, so that a step has the same rows however many there are; rows
-    without anything to learn, numbered len(lengths), complete the last of these batches. Where a batch is all
+    without anything to learn complete the last of these batches. Where a batch is all
     of a step that a process has (passes == processes), each has as many long rows as the others.
     """
 
     def __init__(
-        self, lengths: np.ndarray, batch_size: int, seed: int, epoch, processes: int = 1, passes: int = 1
+        self,
+        lengths: np.ndarray,
+        batch_size: int,
+        seed: int,
+        epoch,
+        processes: int = 1,
+        passes: int = 1,
+        draw=None,
     ):
-        """epoch: a function that says which; passes: forward passes of a step, of all processes."""
+        """epoch: a function that says which; passes: forward passes of a step, of all processes; draw: a
+        function of the epoch that says which number stands for each row, as of Mixture."""
         self.lengths, self.batch_size, self.seed, self.epoch = np.asarray(lengths), batch_size, seed, epoch
+        self.draw = draw
         self.missing = 0 if processes == 1 else -len(lengths) % (batch_size * processes)
         self.step, self.shares = batch_size * passes, processes if passes == processes else 1
 
@@ -128,4 +171,6 @@ class EpochSampler(torch.utils.data.Sampler):
             step = order[start : start + self.step]
             step[:] = step[np.argsort(-self.lengths[step], kind="stable")]
             step[:] = np.concatenate([step[share :: self.shares] for share in range(self.shares)])
-        return itertools.chain(map(int, order), itertools.repeat(rows, self.missing))
+        if self.draw:
+            order = self.draw(self.epoch())[order]
+        return itertools.chain(map(int, order), itertools.repeat(NOTHING, self.missing))

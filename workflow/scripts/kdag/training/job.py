@@ -4,20 +4,35 @@ import json
 import shutil
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from kdag.config import precision
-from kdag.data.rows import read_rows
+from kdag.config.kinds import DATASET, STUDENT, TEACHER
+from kdag.data.rows import EncodedRows, prompts, read_rows
 from kdag.data.template import read_chat
-from kdag.files.atomic import atomic_path, write_text
+from kdag.files.atomic import atomic_path, write_jsonl, write_text
 from kdag.files.hashes import sha256_file, sha256_json
 from kdag.files.manifest import SUBSET, read_manifest, write_manifest
 from kdag.job import arithmetic, launching
 from kdag.models import load
+from kdag.models.weights import weights_of
 from kdag.teacher.cache import TeacherCache
 from kdag.teacher.live import LiveTeacher
 from kdag.training import backends, processes, sharding
-from kdag.training.train import Objective, prepare, save_trained, train
+from kdag.training.batches import Mixture, Rows
+from kdag.training.cost import cost
+from kdag.training.schedule import Objective
+from kdag.training.train import COUNTED, prepare, save_trained, train
+
+
+@dataclass
+class Source:
+    """Rows with one kind of answers, and what is known of the teacher on them. data: their manifest."""
+
+    frame: EncodedRows
+    data: dict
+    cache: TeacherCache | None = None
 
 
 def run_stage(
@@ -26,40 +41,33 @@ def run_stage(
     objective: Objective,
     *,
     start: Path,
-    rows: Path,
+    rows: list[Path],
     chat: Path | None,
     output: Path,
     log: Path,
     manifest: Path,
     backend: str,
     section: str,
-    teacher: Path | None = None,
+    teacher: list[Path] = (),
     expected_teacher: Path | None = None,
     tensorboard: bool = False,
+    rollouts=None,
+    answers: Path | None = None,
 ) -> None:
-    """A training stage from its inputs to its manifest; shared by sft.py and distill.py.
+    """A training stage from its inputs to its manifest, for every script that trains.
 
-    settings: a config Training with a seed. start: the untrained model's directory; rows: train.parquet;
-    chat: chat.json, whose template is saved with the model.
-    output, log and manifest are written. teacher: the manifest of the teacher's cache, or, for an online
-    teacher, of the teacher itself; expected_teacher: what the cache must be made from. backend: what
-    `backends.start` chose. section: where the configuration has these settings.
+    settings: a config Training with a seed. start: the untrained model's directory; rows: train.parquet of
+    the data, of the teacher's answers to it, or both; chat: chat.json, whose template is saved with the
+    model. output, log and manifest are written. teacher: the manifests of the teacher's caches of these rows,
+    or, for an online teacher, of the teacher itself; expected_teacher: what the caches must be made from.
+    backend: what `backends.start` chose. section: where the configuration has these settings. rollouts: the
+    class Rollouts, for rows that the student answers itself; answers: where its answers are written.
     """
-    frame, spoken = read_rows(rows), read_chat(chat) if chat else None
-    data = read_manifest(rows.parent / "manifest.json", SUBSET)
-    vocabulary = data["vocabulary_size"]
-    inputs = {
-        "model": sha256_file(start.parent / "manifest.json"),
-        "data": sha256_file(rows.parent / "manifest.json"),
-    }
-    seen = None
-    if teacher:
-        inputs["teacher"] = sha256_file(teacher)
-        if settings.teacher_dtype:
-            live = precision.settle(settings.teacher_dtype, "teacher_cache.dtype")
-            seen = LiveTeacher(teacher, live, vocabulary)
-        else:
-            seen = TeacherCache(teacher, "train", frame, data, expected_teacher)
+    spoken = read_chat(chat) if chat else None
+    inputs = {"model": sha256_file(start.parent / "manifest.json")}
+    sources, live = read_sources(rows, teacher, settings, expected_teacher, inputs)
+    first = next(iter(sources.values()))
+    vocabulary = first.data["vocabulary_size"]
     params = settings.model_dump()
     dtype = precision.settle(settings.dtype, f"{section}.dtype")
     settings = settings.model_copy(update={"dtype": dtype})
@@ -71,49 +79,116 @@ def run_stage(
     for stale in set(output.parent.glob(".checkpoints-*")) - {work}:
         if launching.rank() == 0:
             shutil.rmtree(stale)
+    if rollouts:
+        rollouts = rollouts.prepared(sources[DATASET].frame, settings, spoken, start, vocabulary)
+    seen = live(vocabulary) if live else first.cache
     trained = fit(
         settings,
         objective,
         start=start,
-        frame=frame,
+        frame=first.frame,
+        mixture=mixture_of(sources, settings),
         teacher=seen,
         vocabulary=vocabulary,
         work=work,
         backend=backend,
         shard=shard,
         tensorboard=output.parent / "tensorboard" if tensorboard else None,
+        rollouts=rollouts,
     )
     processes.leave()
     if launching.rank() > 0:
         return
     write_model(trained, output, settings, start=start, chat=spoken, backend=backend)
     steps = trained.steps
-    write_text(log, "".join(json.dumps(entry) + "\n" for entry in steps))
+    write_text(log, "".join(json.dumps(without(entry, COUNTED)) + "\n" for entry in steps))
+    said = rollouts.func.written(work) if rollouts else []
+    if answers:
+        write_jsonl(answers, said)
     write_manifest(
         manifest,
         stage=stage,
         params=params,
         inputs=inputs,
-        outputs=[output, log],
+        outputs=[output, log, *([answers] if answers else [])],
         backend=backend,
         dtype=dtype,
         arithmetic=arithmetic.recorded(),
         processor=precision.here().name,
         **passes(settings, steps),
+        cost=cost(
+            steps,
+            trained.size,
+            sampled=sum(len(entry["tokens"]) for entry in said),
+            asked=sum(entry["prompt_tokens"] for entry in said),
+            teacher=teacher_of(sources, seen, steps),
+        ),
         device=(f"{launching.processes()} x " if launching.processes() > 1 else "") + load.device_name(),
     )
     shutil.rmtree(work, ignore_errors=True)
 
 
+def read_sources(rows: list[Path], teacher: list[Path], settings, expected: Path | None, inputs: dict):
+    """({kind of answers: Source}, what makes the live teacher or None); `inputs` gets the hash of each.
+
+    rows, teacher, expected: as run_stage takes them.
+    """
+    sources, live = {}, None
+    for number, path in enumerate(rows):
+        data = read_manifest(path.parent / "manifest.json", SUBSET)
+        kind = TEACHER if data["stage"] == "answer_teacher" else DATASET
+        sources[kind] = Source(read_rows(path), data)
+        inputs["answers" if kind == TEACHER else "data"] = sha256_file(path.parent / "manifest.json")
+        if teacher and not settings.teacher_dtype:
+            cache = TeacherCache(teacher[number], "train", sources[kind].frame, data, expected)
+            sources[kind].cache = cache
+            inputs["teacher" if kind == DATASET else "teacher_of_answers"] = sha256_file(teacher[number])
+    if teacher and settings.teacher_dtype:
+        inputs["teacher"] = sha256_file(teacher[0])
+        dtype = precision.settle(settings.teacher_dtype, "teacher_cache.dtype")
+        live = partial(LiveTeacher, teacher[0], dtype)
+    return sources, live
+
+
+def teacher_of(sources: dict[str, Source], seen, steps: list[dict]) -> tuple[int, int]:
+    """(weights of the teacher, tokens that it read): a live one each time, for a cache each row once."""
+    if seen is None:
+        return 0, 0
+    cached = sum(int(source.frame.lengths.sum()) for source in sources.values() if source.cache)
+    return seen.weights, cached or sum(entry["tokens"] for entry in steps)
+
+
+def without(entry: dict, keys) -> dict:
+    return {key: value for key, value in entry.items() if key not in keys}
+
+
+def mixture_of(sources: dict[str, Source], settings) -> Mixture | None:
+    """What rows with several kinds of answers are drawn from; the student's own begin as prompts with nothing
+    to learn. None if there is one kind, and not the student's."""
+    shares = getattr(settings, "answers", None)
+    if not shares:
+        return None
+    kinds = []
+    for kind in shares:
+        if kind == STUDENT:
+            given = prompts(sources[DATASET].frame)
+            unanswered = EncodedRows.of(given, [[0] * len(ids) for ids in given])
+            kinds.append(Rows(unanswered, None))
+        else:
+            kinds.append(Rows(sources[kind].frame, sources[kind].cache))
+    return Mixture(kinds, list(shares.values()), settings.seed)
+
+
 @dataclass
 class Trained:
     """A model behind its training. steps: the log, an entry each; weights: if it is sharded, what was trained
-    of it, whole; longest: the tokens of the longest row."""
+    of it, whole; longest: the tokens of the longest row; size: of `weights_of`."""
 
     model: object
     steps: list[dict]
     weights: dict | None
     longest: int
+    size: tuple[int, int]
 
 
 def fit(
@@ -125,7 +200,8 @@ def fit(
     model, steps = train(
         loaded, frame, settings=settings, objective=objective, backend=backend, shard=shard, **further
     )
-    return Trained(model, steps, sharding.trained_weights(model) if shard else None, longest)
+    whole = sharding.trained_weights(model) if shard else None
+    return Trained(model, steps, whole, longest, weights_of(model))
 
 
 def write_model(trained: Trained, output: Path, settings, *, start: Path, chat, backend: str):

@@ -18,11 +18,27 @@ from kdag.job import launching
 from kdag.job.errors import UserError
 from kdag.models import head, load, save
 from kdag.training import backends, processes, sharding
-from kdag.training.batches import Rows, collate
+from kdag.training.batches import Mixture, Rows, collate
 from kdag.training.checkpoints import Follow, last_checkpoint
 from kdag.training.memory import checkpoints, tokens_per_pass
-from kdag.training.trainer import Arguments, DistillTrainer, Objective, ShardedTrainer
+from kdag.training.schedule import Objective
+from kdag.training.trainer import Arguments, DistillTrainer, ShardedTrainer
 
+# Of each step, in training.jsonl, next to what moves by a schedule and what is measured of sampled answers.
+LOGGED = (
+    "step",
+    "epoch",
+    "loss",
+    "ce",
+    "divergence",
+    "answer_tokens",
+    "learning_rate",
+    "grad_norm",
+    "parts",
+    "tokens_per_pass",
+)
+# Of each step, for what the training cost: rows and all of their tokens, prompts too.
+COUNTED = ("rows", "tokens")
 # Processes that read the cache ahead; on a CPU they would take a core from the step.
 READERS = {"cuda": 1, "cpu": 0}
 
@@ -55,13 +71,17 @@ def train(
     backend: str = "transformers",
     shard: bool = False,
     tensorboard: Path | None = None,
+    mixture: Mixture | None = None,
+    rollouts=None,
 ):
     """Train `model` on the rows of `frame`. settings: a config.Training with a seed.
 
     teacher: the TeacherCache of these rows, a LiveTeacher, or None without a divergence. work: the folder
     of the checkpoints. shard: share the model out among the processes (sharding.py). tensorboard: the folder
-    of its curves, if they are wanted. Returns the trained model (PEFT-wrapped for LoRA) and the log, an entry
-    per step.
+    of its curves, if they are wanted. mixture: the rows, if there are several kinds of answers to draw from;
+    frame is then the first kind. rollouts: for those that the student gives itself, what makes a Rollouts of
+    (model, mixture, work, rows of a batch). Returns the trained model (PEFT-wrapped for LoRA) and
+    the log, an entry per step.
     """
     set_seed(settings.seed)
     head.check_head(model, vocabulary)
@@ -112,7 +132,7 @@ def train(
     trainer = (ShardedTrainer if shard else DistillTrainer)(
         model=model,
         args=arguments,
-        train_dataset=Rows(frame, teacher),
+        train_dataset=mixture or Rows(frame, teacher),
         data_collator=collate,
         objective=objective,
         teacher=teacher,
@@ -120,6 +140,7 @@ def train(
         dtype=settings.dtype,
         tokens_per_pass=tokens,
         save_memory=partial(compute_again, model) if may else None,
+        rollouts=rollouts and rollouts(model, mixture, work, together[0]),
         callbacks=[Follow()],
     )
     trainer.remove_callback(PrinterCallback)
@@ -133,18 +154,7 @@ def train(
     except UnpicklingError as error:
         why = "a file in it holds more than tensors and is not read, since a pickle can run code"
         raise UserError(f"{checkpoint}: {why}. Delete it and run again") from error
-    keys = (
-        "step",
-        "epoch",
-        "loss",
-        "ce",
-        "divergence",
-        "answer_tokens",
-        "learning_rate",
-        "grad_norm",
-        "parts",
-        "tokens_per_pass",
-    )
+    keys = [*LOGGED, *COUNTED, *trainer.measured]
     log = [
         {key: entry[key] for key in keys if key in entry}
         for entry in trainer.state.log_history

@@ -5,30 +5,17 @@ Loss and gradient are means over the answer tokens of the whole effective batch,
 
 import logging
 import math
-from dataclasses import dataclass
 
 import torch
 from transformers import Trainer, TrainingArguments
 
 from kdag.job import launching
 from kdag.job.errors import UserError
-from kdag.losses.base import Divergence
 from kdag.losses.fused import distill_loss
 from kdag.models import head
 from kdag.training import processes, sharding
-from kdag.training.batches import EpochSampler, nothing_to_learn, split, split_by_tokens
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What is minimised. Without a divergence: only cross-entropy, which is fine-tuning."""
-
-    divergence: Divergence | None = None
-    divergence_params: dict | None = None
-    kl_weight: float = 0.0
-    temperature: float = 1.0
-    temperature_squared: bool = True
-    use_ce: bool = True
+from kdag.training.batches import NOTHING, EpochSampler, nothing_to_learn, split, split_by_tokens
+from kdag.training.schedule import Objective, Schedules
 
 
 class DistillTrainer(Trainer):
@@ -43,10 +30,15 @@ class DistillTrainer(Trainer):
         dtype: str,
         tokens_per_pass: int | None = None,
         save_memory=None,
+        rollouts=None,
         **kwargs,
     ):
+        """teacher: a TeacherCache, a LiveTeacher or None. rollouts: what gives rows the student's own answers
+        before each step (rollouts.Rollouts), if any has them."""
         super().__init__(**kwargs)
-        self.objective, self.vocabulary, self.teacher = objective, vocabulary, teacher
+        self.schedules, self.vocabulary, self.teacher = Schedules(objective), vocabulary, teacher
+        self.rollouts = rollouts
+        self.measured = [*self.schedules.moving, *(rollouts.MEASURES if rollouts else [])]
         self.dtype = getattr(torch, dtype)
         self.teacher_head = None if teacher is None else teacher.head.to(self.args.device)
         self.model_accepts_loss_kwargs = True  # the loss is divided by num_items_in_batch here
@@ -65,7 +57,15 @@ class DistillTrainer(Trainer):
             lambda: int((self.state.epoch or 0) + 1e-6),
             launching.processes(),
             self.args.gradient_accumulation_steps * launching.processes(),
+            self.train_dataset.draw,
         )
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The batches of an optimiser step, and how many tokens they learn in all processes."""
+        if self.rollouts:
+            batches = self.rollouts.batches(epoch_iterator, num_batches, self.state.global_step)
+            epoch_iterator, num_batches = iter(batches), len(batches)
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """A forward and backward pass; where memory runs out, the step begins again in smaller ones.
@@ -127,8 +127,10 @@ class DistillTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss, metrics = model(inputs, num_items_in_batch)  # which is `losses` below
-        for name in ("ce_sum", "divergence_sum", "tokens"):
-            self.sums[name] = self.sums.get(name, 0) + metrics[name]
+        real = inputs["rows"] != NOTHING
+        seen = {"rows": real.sum(), "all_tokens": inputs["attention_mask"][real].sum()}
+        for name in ("ce_sum", "divergence_sum", "tokens", "rows", "all_tokens"):
+            self.sums[name] = self.sums.get(name, 0) + (metrics | seen)[name]
         return loss * launching.processes()  # num_items is that of all processes; gradients are averaged
 
     def losses(self, inputs, num_items):
@@ -138,7 +140,7 @@ class DistillTrainer(Trainer):
         autocast = torch.autocast(self.args.device.type, self.dtype, enabled=self.dtype != torch.float32)
         with autocast:
             hidden = head.hidden_states(model, inputs["input_ids"], inputs["attention_mask"])
-        objective, teacher = self.objective, self.teacher
+        objective, teacher = self.schedules.at(self.state), self.teacher
         return distill_loss(
             hidden[learn].to(self.dtype),
             head.head_weight(model, self.vocabulary).to(self.dtype),
@@ -159,16 +161,21 @@ class DistillTrainer(Trainer):
 
     def log(self, logs, *args, **kwargs):
         if self.sums and "loss" in logs:
-            ce, divergence, tokens = processes.summed(list(self.sums.values()), self.args.device)
+            sums = processes.summed(list(self.sums.values()), self.args.device)
+            ce, divergence, tokens, rows, all_tokens = sums
+            logs |= {"rows": int(rows), "tokens": int(all_tokens)}
             tokens = max(tokens, 1.0)
             logs["ce"] = ce / tokens
-            if self.objective.divergence:
+            if self.schedules.objective.divergence:
                 logs["divergence"] = divergence / tokens
             logs["answer_tokens"] = int(tokens)
             if self.parts > 1:
                 logs["parts"] = self.parts
             if self.tokens:
                 logs["tokens_per_pass"] = self.tokens
+            logs.update(self.schedules.now)
+            if self.rollouts:
+                logs.update(self.rollouts.measured(self.state.global_step, self.args.device))
             self.sums = {}
             self._refuse_broken(logs)
         super().log(logs, *args, **kwargs)
@@ -177,14 +184,13 @@ class DistillTrainer(Trainer):
         """Stop before a broken model is saved, in a checkpoint or as the result."""
         broken = [k for k in ("loss", "grad_norm") if not math.isfinite(logs.get(k, 0.0))]
         if broken:
-            rows = sorted(
-                {int(row) for batch in self.batches for row in batch["rows"]} - {len(self.train_dataset)}
-            )
+            numbers = {int(row) for batch in self.batches for row in batch["rows"]} - {NOTHING}
+            rows = sorted(number % self.train_dataset.count for number in numbers)
+            name = getattr(self.schedules.objective.divergence, "name", "cross-entropy")
             raise UserError(
-                f"step {self.state.global_step}: {broken[0]} is {logs[broken[0]]} "
-                f"({getattr(self.objective.divergence, 'name', 'cross-entropy')}); nothing is saved. The "
-                f"step's rows, by place in train.parquet: {rows}. A lower learning_rate or max_grad_norm, "
-                "or dtype: float32, may help"
+                f"step {self.state.global_step}: {broken[0]} is {logs[broken[0]]} ({name}); nothing is "
+                f"saved. The step's rows, by place in train.parquet: {rows}. A lower learning_rate or "
+                "max_grad_norm, or dtype: float32, may help"
             )
 
 

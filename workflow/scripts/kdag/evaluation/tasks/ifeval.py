@@ -15,6 +15,7 @@ import statistics
 from pathlib import Path
 
 from kdag.config.metrics import IFEVAL
+from kdag.data.loops import is_repeated
 from kdag.files.hashes import sha256_json, sha256_text
 from kdag.files.manifest import verify_beside
 from kdag.job.errors import UserError
@@ -200,20 +201,6 @@ def _seeded(process_results, doc: dict, response: str) -> dict:
         return process_results(doc, [response])
     finally:
         random.setstate(state)
-
-
-def is_repeated(text: str) -> bool:
-    """Whether the text ends in a loop: some unit of 1 to 400 characters fills its tail.
-
-    The tail is the last 60 characters or three more units, whichever is longer; a unit cut off in
-    the middle still counts. A list whose numbers count up is no loop by this measure.
-    """
-    text = text.rstrip()
-    for period in range(1, min(400, len(text) // 4) + 1):
-        tail = max(60, 3 * period)
-        if tail + period <= len(text) and text[-tail:] == text[-tail - period : -period]:
-            return True
-    return False
 
 
 def score(docs: list[dict], responses: list[dict]) -> dict:

@@ -1,0 +1,17 @@
+"""The section `sampling`: how the teacher, and the students while they train, answer the training prompts."""
+
+from pydantic import Field
+
+from kdag.config.section import Number, Section
+
+
+class Sampling(Section):
+    """Settings of sampled answers; a strategy may override each."""
+
+    temperature: Number = Field(1.0, ge=0, le=100, description="0: greedy")
+    top_p: Number = Field(1.0, gt=0, le=1, description="only the likeliest tokens that have this mass")
+    max_new_tokens: int = Field(256, gt=0, description="tokens an answer may have")
+    refresh: int = Field(
+        1, gt=0, description="a student answers the prompts of so many optimiser steps at once"
+    )
+    batch_size: int = Field(64, gt=0, description="prompts answered at a time; pinned, as bf16 sees it")

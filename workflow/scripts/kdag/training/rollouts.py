@@ -1,0 +1,202 @@
+"""The student's own answers, sampled from its weights of the moment for the rows of the next optimiser step.
+
+They are written down, whole, before anything is learned from them: a run that goes on after a kill learns
+from the same ones. Each has a seed of its own, so it depends on its prompt, its seed and the weights alone,
+as far as the arithmetic does not depend on what is computed next to it (in float32 it hardly does, in
+bfloat16 it does).
+"""
+
+import itertools
+from functools import partial
+from pathlib import Path
+
+from kdag.config.kinds import STUDENT
+from kdag.data.loops import distinct_pairs, is_repeated
+from kdag.data.rows import answered, prompts
+from kdag.files.atomic import write_jsonl
+from kdag.files.reading import read_jsonl
+from kdag.job import launching
+from kdag.job.errors import UserError
+from kdag.models import decoding, load
+from kdag.models.files import positions_of
+from kdag.training import processes
+from kdag.training.batches import NOTHING, collate
+
+
+class Rollouts:
+    """Puts answers where batches have the rows of `own`, the kind of a Mixture that has none yet."""
+
+    # Of the answers of a step, next to its loss in the log: they show a student that collapses.
+    MEASURES = (
+        "sampled_tokens",
+        "sample_length",
+        "sample_entropy",
+        "sample_distinct_2",
+        "sample_cut_off",
+        "sample_repeated",
+    )
+
+    def __init__(
+        self,
+        model,
+        dataset,
+        folder: Path,
+        batch_size: int,
+        *,
+        own: int,
+        prompts: list[list[int]],
+        sampling: dict,
+        seed: int,
+        dtype: str,
+        vocabulary: int,
+        end_ids: tuple[int, ...],
+        tokenizer,
+    ):
+        """folder: of the checkpoints, and of the answers until the training has ended; batch_size: rows of a
+        batch; prompts: of each row, token ids; sampling: as of the section of that name."""
+        self.model, self.dataset, self.batch_size = model, dataset, batch_size
+        self.folder = Path(folder, f"answers-{launching.rank()}-of-{launching.processes()}")
+        self.own, self.prompts, self.sampling, self.seed = own, prompts, sampling, seed
+        self.dtype, self.vocabulary, self.end_ids, self.tokenizer = dtype, vocabulary, end_ids, tokenizer
+        self.waiting: list[list[dict]] = []  # the batches of the next steps
+        self.found: dict[int, list[dict]] = {}  # the answers of each step that is not logged yet
+        self.begun = False
+
+    @classmethod
+    def prepared(cls, frame, settings, chat, start: Path, vocabulary: int):
+        """What makes Rollouts of the rest that the training knows: see `train`.
+
+        frame: the rows whose prompts are answered; settings: a config MixedJob; chat: a Chat, whose ends end
+        an answer; start: the untrained student's directory. UserError if a prompt leaves no room for one.
+        """
+        given = prompts(frame)
+        decoding.check_positions(given, settings.sampling["max_new_tokens"], positions_of(start))
+        return partial(
+            cls,
+            own=list(settings.answers).index(STUDENT),
+            prompts=given,
+            sampling=settings.sampling,
+            seed=settings.seed,
+            dtype=settings.dtype,
+            vocabulary=vocabulary,
+            end_ids=chat.end_ids,
+            tokenizer=load.load_tokenizer(start),
+        )
+
+    def batches(self, upcoming, count: int, step: int) -> list[dict]:
+        """The `count` batches of an optimiser step; upcoming: those of the epoch that are left, whose rows
+        are replaced; step: how many steps the weights have had."""
+        if not self.begun:
+            self.forget_after(step)
+        if not self.waiting:
+            file, last = self.answered(step)
+            numbers = [batch["rows"].tolist() for batch in itertools.islice(upcoming, count * (last - step))]
+            steps = [sum(numbers[at : at + count], []) for at in range(0, len(numbers), count)]
+            self.waiting = self.answer(steps, step, file)
+        return self.waiting.pop(0) if self.waiting else []
+
+    def answered(self, step: int) -> tuple[Path | None, int]:
+        """(the file with the answers of the step after `step`, the last step that is answered in it); None if
+        they are to be sampled, for `refresh` steps at most. UserError if they are lost."""
+        files = {file: tuple(map(int, file.stem.split("-"))) for file in sorted(self.folder.glob("*.jsonl"))}
+        for file, (since, last) in files.items():
+            if since <= step < last:
+                return file, last
+        if step and step not in {last for _, last in files.values()}:
+            folder = self.folder.parent
+            raise UserError(f"answers that were to be learned after step {step} are lost. Delete {folder}")
+        return None, step + self.sampling["refresh"]
+
+    def answer(self, steps: list[list[int]], step: int, file: Path | None) -> list[list[dict]]:
+        """The batches of the next steps. steps: the numbers of their rows; file: where their answers are."""
+        wanted = [(at, n) for at, numbers in enumerate(steps, step + 1) for n in numbers if self.is_own(n)]
+        if file:
+            known = read_jsonl(file)
+        else:
+            known = self.sample(wanted)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_jsonl(self.folder / f"{step:08d}-{step + len(steps):08d}.jsonl", known)
+        by_row = {(entry["step"], entry["row"]): entry for entry in known}
+        made = []
+        for at, numbers in enumerate(steps, step + 1):
+            own = {n: by_row[at, n % self.dataset.count] for n in numbers if self.is_own(n)}
+            self.found[at] = list(own.values())
+            rows = [self.row(number, own.get(number)) for number in numbers]
+            rows.sort(key=lambda row: -len(row["input_ids"]))
+            starts = range(0, len(rows), self.batch_size)
+            made.append([collate(rows[start : start + self.batch_size]) for start in starts])
+        return made
+
+    def is_own(self, number: int) -> bool:
+        return number != NOTHING and number // self.dataset.count == self.own
+
+    def row(self, number: int, answer: dict | None) -> dict:
+        if answer is None:
+            return self.dataset[number]
+        ids, targets = answered(self.prompts[number % self.dataset.count], answer["tokens"])
+        return {"input_ids": ids, "targets": targets, "row": number}
+
+    def sample(self, wanted: list[tuple[int, int]]) -> list[dict]:
+        """The answers to be written down, in the order of `wanted`: pairs of a step and a row's number."""
+        rows = [number % self.dataset.count for _, number in wanted]
+        seeds = [(self.seed, row, step) for (step, _), row in zip(wanted, rows, strict=True)]
+        with decoding.answering(self.model, self.dtype) as (model, forward):
+            answers = decoding.sample(
+                model,
+                [self.prompts[row] for row in rows],
+                seeds,
+                self.sampling,
+                vocabulary=self.vocabulary,
+                eos_ids=self.end_ids,
+                forward=forward,
+            )
+        return [
+            {
+                "step": step,
+                "row": row,
+                "seed": seed,
+                "temperature": self.sampling["temperature"],
+                "prompt": self.tokenizer.decode(self.prompts[row]),
+                "answer": self.tokenizer.decode(answer.said),
+                "tokens": answer.tokens,
+                "prompt_tokens": len(self.prompts[row]),
+                "cut_off": answer.cut_off,
+                "entropy": answer.entropy,
+            }
+            for (step, _), row, seed, answer in zip(wanted, rows, seeds, answers, strict=True)
+        ]
+
+    def forget_after(self, step: int) -> None:
+        """Delete what was answered by weights that a kill has lost."""
+        self.begun = True
+        for file in self.folder.glob("*.jsonl"):
+            if int(file.stem.split("-")[0]) > step:
+                file.unlink()
+
+    def measured(self, step: int, device) -> dict[str, float]:
+        """The MEASURES of a step's answers, of all processes."""
+        found = self.found.pop(step, [])
+        lengths = [len(entry["tokens"]) for entry in found]
+        sums = processes.summed(
+            [
+                len(found),
+                sum(lengths),
+                sum(entry["entropy"] * length for entry, length in zip(found, lengths, strict=True)),
+                sum(distinct_pairs(entry["tokens"]) for entry in found),
+                sum(entry["cut_off"] for entry in found),
+                sum(is_repeated(entry["answer"]) for entry in found),
+            ],
+            device,
+        )
+        count, tokens, entropy, distinct, cut_off, repeated = sums
+        if not count:
+            return {"sampled_tokens": 0}
+        values = (tokens / count, entropy / tokens, *(s / count for s in (distinct, cut_off, repeated)))
+        return {"sampled_tokens": int(tokens), **dict(zip(self.MEASURES[1:], values, strict=True))}
+
+    @staticmethod
+    def written(folder: Path) -> list[dict]:
+        """The answers of all processes and steps, in the order of steps and rows."""
+        files = sorted(Path(folder).glob(f"answers-*-of-{launching.processes()}/*.jsonl"))
+        entries = itertools.chain.from_iterable(map(read_jsonl, files))
+        return sorted(entries, key=lambda entry: (entry["step"], entry["row"]))

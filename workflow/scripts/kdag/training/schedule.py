@@ -1,0 +1,98 @@
+"""What changes while a student trains: the numbers of its objective, by schedule.
+
+Nothing here keeps what a checkpoint does not: each value follows from the step and from the losses that the
+Trainer has logged, so a resumed run goes on with the same numbers.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from kdag.losses.base import Divergence
+
+ALPHA, MOMENTUM = 5e-4, 0.99  # of the adaptive schedule, as published: TAID, arXiv 2501.16937
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised. Without a divergence: only cross-entropy, which is fine-tuning.
+
+    kl_weight, temperature and the parameters are numbers, or schedules {from, to, over}.
+    """
+
+    divergence: Divergence | None = None
+    divergence_params: dict | None = None
+    kl_weight: float | dict = 0.0
+    temperature: float | dict = 1.0
+    temperature_squared: bool = True
+    use_ce: bool = True
+
+
+class Schedules:
+    """An objective whose numbers are those of the moment."""
+
+    def __init__(self, objective: Objective):
+        self.objective, self.adaptive, self.now = objective, {}, {}
+        numbers = {
+            "kl_loss_weight": objective.kl_weight,
+            "temperature": objective.temperature,
+            **(objective.divergence_params or {}),
+        }
+        self.moving = {name: value for name, value in numbers.items() if isinstance(value, dict)}
+
+    def values(self, state) -> dict[str, float]:
+        """{name: value} of all that moves, for the step after `state.global_step` (a TrainerState)."""
+        found = {}
+        for name, schedule in self.moving.items():
+            if schedule["over"] == "adaptive":
+                follow = self.adaptive.setdefault(name, Adaptive(schedule["from"], schedule["to"]))
+                found[name] = follow.after(losses(state.log_history), state.max_steps)
+            else:
+                share = state.global_step / max(1, state.max_steps - 1)
+                found[name] = between(schedule, min(1.0, share))
+        return found
+
+    def at(self, state) -> Objective:
+        """The objective of the step after `state.global_step`."""
+        if not self.moving:
+            return self.objective
+        found = dict(self.values(state))
+        self.now = dict(found)
+        return replace(
+            self.objective,
+            kl_weight=found.pop("kl_loss_weight", self.objective.kl_weight),
+            temperature=found.pop("temperature", self.objective.temperature),
+            divergence_params={**(self.objective.divergence_params or {}), **found},
+        )
+
+
+def between(schedule: dict, share: float) -> float:
+    """The value of a schedule when `share` of the training is done; both ends are reached."""
+    if schedule["over"] == "cosine":
+        share = (1 - math.cos(math.pi * share)) / 2
+    return schedule["from"] + (schedule["to"] - schedule["from"]) * share
+
+
+def losses(history: list[dict]) -> list[float]:
+    """The divergence of each step that was logged."""
+    return [entry["divergence"] for entry in history if "divergence" in entry]
+
+
+class Adaptive:
+    """TAID's t: never below the straight line from `start` to `end`, and ahead of it while the loss falls."""
+
+    def __init__(self, start: float, end: float):
+        self.start, self.end = start, end
+        self.t, self.previous, self.momentum, self.steps = start, None, 0.0, 0
+
+    def after(self, found: list[float], total: int) -> float:
+        """t after steps with these losses, of `total` steps."""
+        for loss in found[self.steps :]:
+            self.steps += 1
+            if self.previous is not None:
+                change = (self.previous - loss) / (self.previous + 1e-15)
+                self.momentum = MOMENTUM * self.momentum + (1 - MOMENTUM) * change
+                line = self.start + (self.end - self.start) * (self.steps - 1) / total
+                ahead = self.t + ALPHA / (1 + math.exp(-self.momentum)) * (1 - self.t)
+                self.t = min(self.end, max(line, ahead))
+            self.previous = loss
+        return self.t
