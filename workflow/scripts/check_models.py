@@ -54,22 +54,26 @@ def main(args):
     from kdag.training.train import Objective
 
     check = Check(args, [teacher, *students], started)
-    with check.asked("the teacher"):
-        check.step("teacher", args.teacher, teacher, Objective(), None)
-        if launching.rank() == 0:
-            check.answer("teacher", teacher.dtype)
-            check.remember(live=any(student.teacher_dtype for student in students))
-    processes.agreed(None)  # the others wait for the teacher's states
-    objective = Objective(load_divergence("fkl"), {}, kl_weight=0.5, temperature=2.0)
-    for number, student in enumerate(students, start=1):
-        with check.asked("the student" + (f", settings {number} of {len(students)}" if number > 1 else "")):
-            name = f"student{number}"
-            check.step(name, args.student, student, objective, check.seen(student))
+    try:
+        with check.asked("the teacher"):
+            check.step("teacher", args.teacher, teacher, Objective(), None)
             if launching.rank() == 0:
-                check.answer(name, student.dtype)
+                check.answer("teacher", teacher.dtype)
+                check.remember(live=any(student.teacher_dtype for student in students))
+        processes.agreed(None)  # the others wait for the teacher's states
+        objective = Objective(load_divergence("fkl"), {}, kl_weight=0.5, temperature=2.0)
+        for number, student in enumerate(students, start=1):
+            which = f", settings {number} of {len(students)}" if number > 1 else ""
+            with check.asked(f"the student{which}"):
+                name = f"student{number}"
+                check.step(name, args.student, student, objective, check.seen(student))
+                if launching.rank() == 0:
+                    check.answer(name, student.dtype)
+    finally:  # what failed for want of room leaves none of it behind
+        if launching.rank() == 0:
+            shutil.rmtree(check.scratch, ignore_errors=True)
     processes.leave()
     if launching.rank() == 0:
-        shutil.rmtree(check.scratch)
         write_json(args.output, {"rows": check.frame["row_hash"].tolist(), "params": args.config})
 
 
