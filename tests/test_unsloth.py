@@ -133,25 +133,31 @@ def logits(model) -> torch.Tensor:
         return model.eval()(input_ids=torch.arange(3, 60).reshape(3, 19)).logits
 
 
-def assert_same_training(ours: Path, theirs: Path) -> None:
+def assert_same_training(ours: Path, theirs: Path, tolerance: float = 1e-5) -> None:
     assert len(steps(ours)) == len(steps(theirs)) == 2
     for found, wanted in zip(steps(ours), steps(theirs), strict=True):
-        assert found == pytest.approx(wanted, rel=1e-5)
+        assert found == pytest.approx(wanted, rel=tolerance)
 
 
 WAYS = [
     {"gradient_checkpointing": False},
     {"gradient_checkpointing": True},
     {"gradient_checkpointing": False, "tokens_per_pass": 150},
-    {"gradient_checkpointing": False, "teacher_dtype": "float32"},
 ]
 
 
-@pytest.mark.parametrize("settings", WAYS, ids=["one by one", "checkpoints", "by tokens", "live teacher"])
+@pytest.mark.parametrize("settings", WAYS, ids=["several rows", "checkpoints", "by tokens"])
 def test_losses_and_gradients_are_those_of_transformers(distilled, settings):
     ours, log = distilled("unsloth", **settings)
     assert "backend: unsloth 20" in log and read_manifest(ours / "manifest.json")["backend"] == "unsloth"
     assert_same_training(ours, distilled("transformers", **settings)[0])
+
+
+def test_the_fused_kernels_of_adapters_are_right_to_half_precision(distilled):
+    """Which Unsloth takes where the frozen weights have 16 bits. Interpreted, bfloat16 gives no numbers."""
+    ours, log = distilled("unsloth", **WAYS[0], dtype="float16")
+    assert "patched 2 layers with 2 QKV layers, 2 O layers and 2 MLP layers" in log
+    assert_same_training(ours, distilled("transformers", **WAYS[0], dtype="float16")[0], 5e-3)
 
 
 def test_what_is_saved_is_what_was_trained(distilled, experiment):
@@ -168,29 +174,20 @@ def test_what_is_saved_is_what_was_trained(distilled, experiment):
     files = [sorted(file.relative_to(model) for file in model.rglob("*")) for model in (ours, theirs)]
     assert files[0] == files[1]
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
-        assert json.loads((ours / name).read_text()) == json.loads((theirs / name).read_text()), name
+        found, wanted = (json.loads((model / name).read_text()) for model in (ours, theirs))
+        found.pop("unsloth_version", None)
+        assert found == wanted, name
 
 
-def test_every_weight_is_trained_by_transformers(distilled):
-    ours, log = distilled("unsloth", tuning="full")
-    assert "backend: transformers, since tuning: full trains every weight in float32" in log
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"tuning": "full"}, "tuning: full trains every weight in float32"),
+        ({"teacher_dtype": "float32"}, "the teacher is online"),
+    ],
+)
+def test_what_unsloth_does_not_take_is_trained_by_transformers(distilled, settings, reason):
+    ours, log = distilled("unsloth", **settings)
+    assert f"backend: transformers, since {reason}" in log
     assert read_manifest(ours / "manifest.json")["backend"] == "transformers"
-    assert_same_training(ours, distilled("transformers", tuning="full")[0])
-
-
-def test_both_models_are_checked(stage, experiment):
-    """One process loads, trains, caches and answers, with Unsloth's classes in it."""
-    from kdag.config.experiment import Config
-    from kdag.config.stages import stage_params
-
-    raw = tiny.configuration(experiment)
-    for source in (raw["data"], raw["teacher"], raw["student"], raw["evaluation"]["prompts"]):
-        source.update(source="hub", id="some/thing")
-        del source["path"]
-    raw["strategies"] = {"fkl": {"divergence": "fkl"}, "live": {"divergence": "fkl", "online": True}}
-    words = ["--config", json.dumps(stage_params(Config(**raw), "check_models"))]
-    words += ["--teacher", experiment / "teacher" / "model", "--student", experiment / "student"]
-    words += ["--train", experiment / "data" / "train.parquet", "--chat", experiment / "chat.json"]
-    (experiment / "check").mkdir()
-    log = stage("check_models", "unsloth", *words, "--output", experiment / "check" / "models.json")
-    assert "backend: unsloth 20" in log and "the student, settings 2 of 2: works" in log
+    assert_same_training(ours, distilled("transformers", **settings)[0])
