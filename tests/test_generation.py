@@ -285,6 +285,7 @@ class LLM:
         asked.append((prompts, sampling))
         model, tokenizer = self.loaded
         assert sampling.temperature == 0
+        assert sampling.logit_bias == dict.fromkeys(range(len(tokenizer), model.config.vocab_size), -100.0)
         answers, cut_off = decoding.decode_greedily(
             model, [prompt["prompt_token_ids"] for prompt in prompts], vocabulary=len(tokenizer),
             eos_ids=sampling.stop_token_ids, max_new_tokens=sampling.max_tokens,
