@@ -343,3 +343,53 @@ def test_vllm_answers_as_transformers_does(tiny_models, tmp_path):
     assert [ids for ids, _ in answers] == [wanted[tuple(ids)][0] for ids in clear]
     assert [cut_off for _, cut_off in answers] == [len(ids) == steps.ANSWER for ids, _ in answers]
     assert len({len(ids) for ids, _ in answers}) > 1
+
+
+@on_cuda
+def test_steps_are_graphs_and_say_what_a_growing_cache_says(tiny_models, monkeypatch):
+    """In float32, with rows that end at different times, so that the batch is halved and the cache moves."""
+    from kdag.evaluation import batch, decoding, static
+
+    monkeypatch.setattr(batch, "ROOM", 64)
+    captured, capture = [], static.Graphs.capture
+    monkeypatch.setattr(
+        static.Graphs, "capture", lambda self, step: captured.append(1) or capture(self, step)
+    )
+    model, tokenizer = decoding.load_model(tiny_models / "teacher", "float32")
+    assert decoding.cache_of(model) == "static"
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(3, 400, (n,), generator=generator).tolist() for n in (3, 17, 8, 30, 5, 9, 2)]
+
+    def answers(eos_ids, penalty, **how):
+        return decoding.decode_greedily(
+            model,
+            prompts,
+            vocabulary=len(tokenizer),
+            eos_ids=eos_ids,
+            max_new_tokens=150,
+            repetition_penalty=penalty,
+            **how,
+        )
+
+    for penalty in (1.0, 1.3):
+        free, _ = answers([], penalty, cache="dynamic", halving=False)
+        eos_ids = [free[0][3], free[2][40]]
+        expected = answers(eos_ids, penalty, cache="dynamic", halving=False)
+        assert answers(eos_ids, penalty) == expected
+        assert captured, "no step was a graph"
+
+
+@on_cuda
+def test_answers_in_bf16_do_not_depend_on_whether_steps_are_graphs(tiny_models, monkeypatch):
+    from kdag.evaluation import decoding, static
+
+    model, tokenizer = decoding.load_model(tiny_models / "teacher", "bfloat16")
+    found = []
+    for switch in ("1", "0"):
+        monkeypatch.setenv(static.SWITCH, switch)
+        found.append(
+            decoding.decode_greedily(
+                model, [[5, 6, 7], [8]], vocabulary=len(tokenizer), eos_ids=[], max_new_tokens=300
+            )
+        )
+    assert found[0] == found[1]

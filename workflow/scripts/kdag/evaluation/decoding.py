@@ -1,7 +1,7 @@
-"""Greedy decoding: a plain loop over the model's forward pass.
+"""Greedy decoding: a plain loop over the steps of a batch.
 
-Nothing of a model's generation_config but its end tokens takes effect, and a row that has ended leaves
-its batch at once.
+Nothing of a model's generation_config but its end tokens takes effect. A row that has ended leaves its batch
+at once on a CPU; on a GPU the batch becomes half as large when the others fit.
 """
 
 import logging
@@ -14,6 +14,8 @@ import transformers
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from kdag.evaluation.batch import Batch
+from kdag.evaluation.static import why_not
 from kdag.job.progress import Pace, Progress
 from kdag.models import load
 
@@ -37,15 +39,26 @@ def grouped_attention(module, query, key, value, attention_mask, scaling=None, *
     return output.reshape(rows, 1, heads, dim), None
 
 
-def load_model(directory: Path, dtype: str, gpus: int = 1):
-    """(model, tokenizer) of a plain from_pretrained directory, weights in `dtype`, on so many GPUs."""
+def use_grouped_attention(model) -> None:
     transformers.AttentionInterface.register(ATTENTION, grouped_attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    tokenizer = load.load_tokenizer(directory)
-    model = load.load_model(directory, dtype, gpus=gpus)
     if model.config._attn_implementation == "sdpa":  # else it has an attention that only it computes
         model.set_attn_implementation(ATTENTION)
+
+
+def load_model(directory: Path, dtype: str, gpus: int = 1):
+    """(model, tokenizer) of a plain from_pretrained directory, weights in `dtype`, on so many GPUs."""
+    tokenizer = load.load_tokenizer(directory)
+    model = load.load_model(directory, dtype, gpus=gpus)
+    use_grouped_attention(model)
+    if model.device.type == "cuda" and (reason := why_not(model)):
+        logging.warning("no CUDA graphs, since %s", reason)
     return model, tokenizer
+
+
+def cache_of(model) -> str:
+    """static: on a GPU, if the model can, so that steps can be CUDA graphs; else dynamic, which grows."""
+    return "static" if model.device.type == "cuda" and why_not(model) is None else "dynamic"
 
 
 @torch.inference_mode()
@@ -59,6 +72,8 @@ def decode_greedily(
     repetition_penalty: float = 1.0,
     stopped=lambda answer: False,
     on_step=lambda answers, running: None,
+    cache: str | None = None,
+    halving: bool | None = None,
 ) -> tuple[list[list[int]], list[bool]]:
     """Answer one batch of prompts (token ids): (answers without the end token, whether cut off).
 
@@ -66,56 +81,46 @@ def decode_greedily(
     ever chosen: the rows that pad a head name no token.
     repetition_penalty is CTRL's, over the tokens of prompt and answer, as in transformers.
     on_step(answers so far, rows still running) is called after each step.
+    cache: static or dynamic, `cache_of` unless given. halving: ended rows stay until the others fit half of
+    the batch; unless given, on a GPU, where a row costs little and copying the cache of all others much.
     """
-    device, width = model.device, max(map(len, prompts))
-    input_ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask = torch.ones(len(prompts), width + max_new_tokens, dtype=torch.long)
-    seen = torch.zeros(len(prompts), vocabulary, dtype=torch.bool, device=device)
-    for row, ids in enumerate(prompts):
-        input_ids[row, width - len(ids) :] = torch.tensor(ids)
-        mask[row, : width - len(ids)] = 0
-        seen[row, ids] = True
-    input_ids, mask = input_ids.to(device), mask.to(device)
-    positions = (mask[:, :width].cumsum(-1) - 1).clamp(min=0)
-
-    cache = transformers.DynamicCache(config=model.config)
-    spread = len({*getattr(model, "hf_device_map", {}).values()}) > 1
+    batch = Batch(
+        model,
+        prompts,
+        vocabulary=vocabulary,
+        max_new_tokens=max_new_tokens,
+        repetition_penalty=repetition_penalty,
+        static=(cache or cache_of(model)) == "static",
+    )
+    halving = model.device.type == "cuda" if halving is None else halving
     answers = [[] for _ in prompts]
-    running = list(range(len(prompts)))
-    for step in range(max_new_tokens):
-        logits = model(
-            input_ids=input_ids,
-            attention_mask=mask[:, : width + step],
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1, :vocabulary]
-        if repetition_penalty != 1.0:
-            logits = logits.float()
-            weaker = torch.where(logits < 0, logits * repetition_penalty, logits / repetition_penalty)
-            logits = torch.where(seen, weaker, logits)
-        chosen = logits.max(-1).indices  # four times as fast as argmax on a CPU
-
-        tokens = chosen.tolist()
-        staying = []
-        for line, token in enumerate(tokens):
+    rows = list(range(len(prompts)))  # of the lines of the batch
+    running = set(rows)
+    for _ in range(max_new_tokens):
+        for row, token in zip(rows, batch.step(), strict=True):
+            if row not in running:
+                continue
             if token not in eos_ids:
-                answers[running[line]].append(token)
-                if not stopped(answers[running[line]]):
-                    staying.append(line)
-        if len(staying) < len(running):
-            running = [running[line] for line in staying]
-            if not running:
-                break
-            keep = torch.tensor(staying, device=device)
-            chosen, mask, positions, seen = (t[keep] for t in (chosen, mask, positions, seen))
-            cache.batch_select_indices(keep.cpu() if spread else keep)  # its layers may lie apart
-        input_ids, positions = chosen[:, None], positions[:, -1:] + 1
-        seen.scatter_(1, input_ids, True)
-        on_step(answers, running)
-    cut_off = set(running)
-    return answers, [row in cut_off for row in range(len(prompts))]
+                answers[row].append(token)
+            if token in eos_ids or stopped(answers[row]):
+                running.remove(row)
+        if not running:
+            break
+        lines = staying(rows, running, halving)
+        if len(lines) < len(rows):
+            batch.keep(lines)
+            rows = [rows[line] for line in lines]
+        on_step(answers, sorted(running))
+    return answers, [row in running for row in range(len(prompts))]
+
+
+def staying(rows: list[int], running: set[int], halving: bool) -> list[int]:
+    """The lines of a batch that stay: of running rows, and if halving, of others to fill a half of it."""
+    size = len(rows) if halving else len(running)
+    while 2 * len(running) <= size:
+        size //= 2
+    running_first = sorted(range(len(rows)), key=lambda line: rows[line] not in running)
+    return sorted(running_first[:size])
 
 
 class GenerationProgress:

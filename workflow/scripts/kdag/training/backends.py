@@ -14,6 +14,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
+from kdag.files.manifest import verified_meanwhile
 from kdag.job import launching
 from kdag.job.errors import UserError
 
@@ -76,15 +77,16 @@ def load(directory: Path, settings, backend: str, longest: int, *, to_device: bo
     from unsloth import FastLanguageModel
 
     load.require(directory)
-    model, _ = FastLanguageModel.from_pretrained(
-        model_name=str(directory),
-        max_seq_length=longest,
-        dtype=getattr(torch, settings.dtype),
-        load_in_4bit=settings.load_in_4bit,
-        full_finetuning=False,
-        use_exact_model_name=True,
-        use_gradient_checkpointing=bool(settings.gradient_checkpointing),
-    )
+    with verified_meanwhile(directory):
+        model, _ = FastLanguageModel.from_pretrained(
+            model_name=str(directory),
+            max_seq_length=longest,
+            dtype=getattr(torch, settings.dtype),
+            load_in_4bit=settings.load_in_4bit,
+            full_finetuning=False,
+            use_exact_model_name=True,
+            use_gradient_checkpointing=bool(settings.gradient_checkpointing),
+        )
     return model
 
 
