@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 LOCKED := -r envs/constraints.txt -r envs/requirements-demo.txt -r envs/requirements-ifbench.txt
 
-.PHONY: help install demo demo-methods test lint schema clean fidelity test-faults bench audit lock advisories test-slurm orphans test-gpu bench-gpu doctor status run adopt plan publish
+.PHONY: help install demo demo-methods test lint schema clean fidelity test-faults bench audit lock advisories test-slurm orphans test-gpu test-unsloth bench-gpu doctor status run adopt plan publish
 .DEFAULT_GOAL := help
 CONFIG ?= config.yaml
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
@@ -40,6 +40,9 @@ test-faults: install ## kill every stage, fill the disk, damage every kind of fi
 
 test-gpu: install ## the tests that need a GPU; skipped where there is none
 	$(BIN)/pytest -m gpu -rs tests/gpu
+
+test-unsloth: install ## Unsloth itself on a CPU, its kernels interpreted, against transformers (X minutes)
+	$(BIN)/pytest -m unsloth -rs tests/test_unsloth.py
 
 doctor: ## is this machine ready for CONFIG=config.yaml, and what to do about what is not
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) workflow/scripts/doctor.py --config $(CONFIG)

@@ -1,4 +1,4 @@
-"""Kernels that the default distillation launches in an optimiser step, counted on a CPU.
+"""Kernels that the default experiment launches in a step of training and of answers, counted on a CPU.
 
     python bench/launches.py --json build/launches.json
     python bench/launches.py --quick
@@ -9,8 +9,12 @@ TorchDispatchMode during the forward and backward passes of one optimiser step o
 itself, a few fused kernels on a GPU, is not counted. Depth, LoRA, dtype, autocast, checkpointing and row
 lengths are those of the default experiment; only the widths are small, which changes no count but that of the
 loss, whose chunks are fewer.
+
+A step of answers reads one token per row. With the dynamic cache a GPU is told to launch every kernel of it;
+with the static one, to repeat a CUDA graph of them, as long as neither the rows nor the room change.
 """
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -40,12 +44,9 @@ class Teacher:
         return batch["teacher"]["hidden"]
 
 
-def counted(layers: int, rows: int, **changes) -> tuple[int, float]:
-    """(kernels of a step, its loss) of the default distillation in passes of so many tokens."""
-    import gpu_shapes
+def watch():
+    """A dispatch mode whose `total` is the number of kernels that ran in it."""
     from torch.utils._python_dispatch import TorchDispatchMode
-
-    from kdag.training import train, trainer
 
     class Kernels(TorchDispatchMode):
         total = 0
@@ -55,11 +56,20 @@ def counted(layers: int, rows: int, **changes) -> tuple[int, float]:
             self.total += not any(alias is not None and not alias.is_write for alias in returned)
             return func(*args, **(kwargs or {}))
 
+    return Kernels()
+
+
+def counted(layers: int, rows: int, **changes) -> tuple[int, float]:
+    """(kernels of a step, its loss) of the default distillation in passes of so many tokens."""
+    import gpu_shapes
+
+    from kdag.training import train, trainer
+
     shapes = gpu_shapes.SHAPES["qwen2.5"] | {"vocabulary": 500}
     shape = shapes["student"] | NARROW | {"vocab_size": 512, "num_hidden_layers": layers}
     frame = gpu_shapes.rows(shapes, rows)
     settings = gpu_shapes.settings("distillation", gradient_accumulation=rows, seed=0, **changes)
-    kernels = Kernels()
+    kernels = watch()
     real = trainer.DistillTrainer.training_step
 
     def watched(*args, **kwargs):
@@ -84,6 +94,29 @@ def counted(layers: int, rows: int, **changes) -> tuple[int, float]:
     return kernels.total, log[0]["loss"]
 
 
+def decoded(shape: dict, layers: int | None, static: bool) -> int:
+    """Kernels of a step of answers to prompts of different lengths, by a model of so many layers."""
+    import gpu_shapes
+    import torch
+
+    from kdag.models import batch, decoding
+    from kdag.models.static import SWITCH
+
+    os.environ[SWITCH] = "0"  # on a GPU too, each kernel is to be seen
+    layers = layers or shape["num_hidden_layers"]
+    network = gpu_shapes.model(shape | NARROW | {"vocab_size": 512, "num_hidden_layers": layers})
+    decoding.use_grouped_attention(network)
+    prompts = [[5] * 9, [6] * 4]
+    given = {"vocabulary": 500, "max_new_tokens": 8, "repetition_penalty": 1.0, "static": static}
+    with torch.no_grad():
+        answering = batch.Batch(network, prompts, **given)
+        for _ in range(2):  # reads the prompts; is the first in a static cache
+            answering.step()
+        with watch() as kernels:
+            answering.step()
+    return kernels.total
+
+
 def main():
     args = common.start(common.parser(__doc__))
     figures = common.Figures(TARGETS)
@@ -97,6 +130,13 @@ def main():
     figures.one("without checkpointing", "kernels per optimiser step", without)
     one, other = losses.values()
     figures.one("both", "difference of the losses, relative", abs(one - other) / one)
+    from gpu_shapes import SHAPES
+
+    for name in ("teacher", "student"):
+        shape = SHAPES["qwen2.5"][name]
+        for cache in ("dynamic", "static"):
+            kernels = decoded(shape, layers if args.quick else None, cache == "static")
+            figures.one(f"{name}, {cache} cache", "kernels per step of answers", kernels)
     figures.write(args.json)
 
 

@@ -24,23 +24,24 @@ has_bitsandbytes = importlib.util.find_spec("bitsandbytes") is not None
 
 
 @pytest.mark.parametrize(
-    ("installed", "tuning", "gpu", "processes", "reason"),
+    ("installed", "asked", "gpu", "processes", "reason"),
     [
-        (None, "lora", True, 1, "not installed"),
-        ("2026.10.7", "lora", False, 1, "needs a GPU"),
-        ("2026.10.9", "lora", True, 2, "several processes"),
-        ("2026.10.9", "full", True, 1, "tuning: full"),
-        ("2026.6.1", "lora", True, 1, "unsloth 2026.6.1 trains without a causal mask"),
+        (None, ["lora"], True, 1, "not installed"),
+        ("2026.10.7", ["lora"], False, 1, "needs a GPU"),
+        ("2026.10.9", ["lora"], True, 2, "several processes"),
+        ("2026.10.9", ["full"], True, 1, "tuning: full"),
+        ("2026.10.9", ["lora", True], True, 1, "the teacher is online"),
+        ("2026.6.1", ["lora"], True, 1, "unsloth 2026.6.1 trains without a causal mask"),
     ],
 )
-def test_without_unsloth_a_line_says_why(monkeypatch, caplog, installed, tuning, gpu, processes, reason):
+def test_without_unsloth_a_line_says_why(monkeypatch, caplog, installed, asked, gpu, processes, reason):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: installed)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     with caplog.at_level(logging.INFO):
-        assert backends.start("auto", tuning) == "transformers"
-        assert backends.start("unsloth", tuning) == "transformers"
+        assert backends.start("auto", *asked) == "transformers"
+        assert backends.start("unsloth", *asked) == "transformers"
     assert [r.levelname for r in caplog.records] == ["INFO", "WARNING"]
     assert all(reason in r.message for r in caplog.records)
 
@@ -86,7 +87,7 @@ def test_unsloth_shares_the_path_and_gives_the_same_losses(
 ):
     _, expected = run(tiny_models, frame, cache, tmp_path / "a")
     settings = job()
-    monkeypatch.setattr(backends, "why_not_unsloth", lambda tuning: None)
+    monkeypatch.setattr(backends, "why_not_unsloth", lambda *_: None)
     backend = backends.start("auto")
     assert backend == "unsloth"
     longest = max(map(len, frame["input_ids"]))

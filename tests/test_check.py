@@ -16,6 +16,7 @@ from kdag.config.stages import stage_params
 from kdag.files.manifest import write_manifest
 from kdag.job.errors import UserError
 from kdag.models import decoding, head, load, packed
+from kdag.training import backends
 
 SIZES = {
     "hidden_size": 32,
@@ -103,6 +104,12 @@ def test_a_student_is_tried_with_every_setting_that_matters(check, caplog):
     check(two_ways)
     worked = [line.split(": works")[0] for line in caplog.messages if ": works" in line]
     assert worked == ["the teacher", "the student", "the student, settings 2 of 2"]
+
+
+def test_unsloth_stays_out_of_the_process_of_several_models(check, monkeypatch):
+    monkeypatch.setattr(backends, "start", lambda *_: pytest.fail("a backend was started"))
+    monkeypatch.setitem(sys.modules, "unsloth", None)  # which cannot be imported
+    check(lambda raw: [raw[name].update(backend="unsloth") for name in ("teacher_training", "distillation")])
 
 
 @pytest.mark.parametrize(

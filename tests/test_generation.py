@@ -218,7 +218,7 @@ def test_samples_and_settings(loaded):
     assert settings["vocabulary"] == len(tokenizer) < model.config.vocab_size
     assert (settings["task"], settings["task_version"]) == ("ifeval", 4.0)
     assert (settings["repetition_penalty"], settings["decoding"]) == (1.0, "greedy")
-    assert (settings["dtype"], settings["device"]) == ("float32", "cpu")
+    assert (settings["dtype"], settings["device"], settings["cache"]) == ("float32", "cpu", "dynamic")
     assert (settings["batch_size"], settings["max_new_tokens"]) == (3, 12)
 
     lm = generation.GreedyLM(model, tokenizer, {**CONFIG, "batch_size": 2}, CHAT)
@@ -285,6 +285,7 @@ class LLM:
         asked.append((prompts, sampling))
         model, tokenizer = self.loaded
         assert sampling.temperature == 0
+        assert sampling.logit_bias == dict.fromkeys(range(len(tokenizer), model.config.vocab_size), -100.0)
         answers, cut_off = decoding.decode_greedily(
             model, [prompt["prompt_token_ids"] for prompt in prompts], vocabulary=len(tokenizer),
             eos_ids=sampling.stop_token_ids, max_new_tokens=sampling.max_tokens,
@@ -320,5 +321,5 @@ def test_both_backends_ask_the_same_prompts_and_tell_ends_alike(directory, loade
     theirs, settings = generation.generate(lm, DOCS)
     assert theirs == ours
     assert settings["backend"] == "vllm 0.33.0" and lm.model.settings["generation_config"] == "vllm"
-    same = our_settings.keys() - {"backend", "device", "attention"}
+    same = our_settings.keys() - {"backend", "device", "attention", "cache"}
     assert {key: settings[key] for key in same} == {key: our_settings[key] for key in same}

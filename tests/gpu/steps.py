@@ -1,8 +1,10 @@
-"""Caching and training in processes of their own, one with a GPU in sight and one without.
+"""Caching, training and answering in processes of their own, one with a GPU in sight and one without.
 
-python tests/gpu/steps.py cache FOLDER CACHE DTYPE    the teacher's states of the rows, CACHE/manifest.json
-python tests/gpu/steps.py train FOLDER CACHE          prints the losses of every step as JSON
-FOLDER holds teacher/ and student/ of tests/tiny.py. No pydantic, datasets or lm-eval is needed.
+python tests/gpu/steps.py cache FOLDER CACHE DTYPE       the teacher's states of the rows, CACHE/manifest.json
+python tests/gpu/steps.py train FOLDER CACHE [OPTIONS]   prints the losses of every step as JSON
+python tests/gpu/steps.py answer MODEL PROMPTS ENDS      prints vLLM's [ids, cut off] of every prompt as JSON
+FOLDER holds teacher/ and student/ of tests/tiny.py; OPTIONS are train's below, PROMPTS and ENDS token ids,
+all three JSON. No pydantic, datasets or lm-eval is needed but for `answer`.
 """
 
 import json
@@ -15,6 +17,7 @@ sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "workflow" / "scripts")]
 
 VOCABULARY = 400  # of tests/tiny.py's tokenizer; its heads are padded beyond
 HASHES = {"vocabulary_hash": "", "template_hash": ""}
+ANSWER = 12  # tokens
 
 
 def frame():
@@ -60,32 +63,61 @@ def opened(made: Path):
     return TeacherCache(made / "manifest.json", "train", frame(), HASHES)
 
 
-def train(folder: Path, made: Path) -> list[dict]:
-    """LoRA in bf16 with the default settings, four steps of eight rows."""
+def train(
+    folder: Path, made: Path, *, backend="transformers", start="student", output=None, **changes
+) -> list[dict]:
+    """LoRA in bf16 with the default settings, but for `changes`, four steps of eight rows.
+
+    start: the model that is trained; output: where it is saved, merged.
+    """
+    from kdag.training import backends
+
+    assert backends.start(backend) == backend  # before transformers is imported
+
     import gpu_shapes
 
     from kdag.models import load
     from kdag.training import train
 
-    settings = gpu_shapes.settings("distillation", batch_size=2, gradient_accumulation=4)
+    settings = gpu_shapes.settings("distillation", **{"batch_size": 2, "gradient_accumulation": 4, **changes})
+    rows, start = frame(), folder / start
     with tempfile.TemporaryDirectory() as work:
-        _, log = train.train(
-            load.load_model(folder / "student", settings.dtype),
-            frame(),
+        model, log = train.train(
+            backends.load(start, settings, backend, int(rows.lengths.max())),
+            rows,
             settings=settings,
             objective=gpu_shapes.objective(),
             teacher=opened(made),
             vocabulary=VOCABULARY,
             work=Path(work),
+            backend=backend,
         )
-    return [{key: entry[key] for key in ("loss", "ce", "divergence", "answer_tokens")} for entry in log]
+    if output:
+        base = start if settings.load_in_4bit else None
+        train.save_trained(model, load.load_tokenizer(start), Path(output), settings.dtype, base)
+    keys = ("loss", "ce", "divergence", "answer_tokens", "grad_norm")
+    return [{key: entry[key] for key in keys} for entry in log]
 
 
-def main(what, folder, made, dtype="bfloat16"):
+def answer(model: Path, prompts: list[list[int]], ends: list[int]) -> list[tuple]:
+    """Greedy answers through the evaluation's vLLM backend, in float32."""
+    from kdag.data.template import Chat
+    from kdag.evaluation import generation
+    from kdag.models import load
+
+    config = {"backend": "vllm", "dtype": "float32", "batch_size": 8, "max_new_tokens": ANSWER}
+    chat = Chat(template=load.load_tokenizer(model).chat_template, end_ids=tuple(ends))
+    lm = generation.language_model(model, {**config, "repetition_penalty": 1.0}, chat)
+    return lm.decode(prompts, ANSWER, ())
+
+
+def main(what, first, second, third=None):
     if what == "cache":
-        cache(Path(folder), Path(made), dtype)
+        cache(Path(first), Path(second), third or "bfloat16")
+    elif what == "train":
+        print(json.dumps(train(Path(first), Path(second), **json.loads(third or "{}"))))
     else:
-        print(json.dumps(train(Path(folder), Path(made))))
+        print(json.dumps(answer(Path(first), json.loads(second), json.loads(third))))
 
 
 if __name__ == "__main__":

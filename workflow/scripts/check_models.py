@@ -2,7 +2,8 @@
 
 Each is loaded, trained for one step on the longest rows, saved, loaded again and asked for an answer. What
 the teacher thinks of these rows is stored, and is what the student's step learns from. What cannot work ends
-here, in one line. On a GPU a step has a whole batch, so that its memory is tried too.
+here, in one line. On a GPU a step has a whole batch, so that its memory is tried too. All of it is done by
+transformers: with Unsloth in the process no other model of the family computes (training/backends.py).
 """
 
 import contextlib
@@ -24,7 +25,6 @@ from kdag.files.records import recorded
 from kdag.job import cli, launching
 from kdag.job.errors import UserError
 from kdag.job.launching import one_process_per_gpu
-from kdag.training import backends
 from kdag.training.memory import tokens_per_pass
 
 ANSWER = 4  # tokens
@@ -45,43 +45,43 @@ def arguments():
 def main(args):
     teacher = checked(TeacherTraining, args.config["teacher_training"])
     students = [checked(DistillationJob, {"divergence": "fkl", **keys}) for keys in args.config["students"]]
-    # Before transformers is imported, and for all trainings that may take it: this is one process.
-    named = {settings.backend for settings in (teacher, *students) if settings.tuning == "lora"}
-    started = backends.start(next((name for name in ("unsloth", "auto") if name in named), "transformers"))
-
     from kdag.losses.divergences import load as load_divergence
     from kdag.training import processes
     from kdag.training.schedule import Objective
 
-    check = Check(args, [teacher, *students], started)
-    with check.asked("the teacher"):
-        check.step("teacher", args.teacher, teacher, Objective(), None)
-        if launching.rank() == 0:
-            check.answer("teacher", teacher.dtype)
-            check.remember(live=any(student.teacher_dtype for student in students))
-    processes.agreed(None)  # the others wait for the teacher's states
-    objective = Objective(load_divergence("fkl"), {}, kl_weight=0.5, temperature=2.0)
-    for number, student in enumerate(students, start=1):
-        with check.asked("the student" + (f", settings {number} of {len(students)}" if number > 1 else "")):
-            name = f"student{number}"
-            check.step(name, args.student, student, objective, check.seen(student))
+    check = Check(args, [teacher, *students])
+    try:
+        with check.asked("the teacher"):
+            check.step("teacher", args.teacher, teacher, Objective(), None)
             if launching.rank() == 0:
-                check.answer(name, student.dtype)
+                check.answer("teacher", teacher.dtype)
+                check.remember(live=any(student.teacher_dtype for student in students))
+        processes.agreed(None)  # the others wait for the teacher's states
+        objective = Objective(load_divergence("fkl"), {}, kl_weight=0.5, temperature=2.0)
+        for number, student in enumerate(students, start=1):
+            which = f", settings {number} of {len(students)}" if number > 1 else ""
+            with check.asked(f"the student{which}"):
+                name = f"student{number}"
+                check.step(name, args.student, student, objective, check.seen(student))
+                if launching.rank() == 0:
+                    check.answer(name, student.dtype)
+    finally:  # what failed for want of room leaves none of it behind
+        if launching.rank() == 0:
+            shutil.rmtree(check.scratch, ignore_errors=True)
     processes.leave()
     if launching.rank() == 0:
-        shutil.rmtree(check.scratch)
         write_json(args.output, {"rows": check.frame["row_hash"].tolist(), "params": args.config})
 
 
 class Check:
     """What the steps of both models share: the rows, the chat, a folder that is removed at the end."""
 
-    def __init__(self, args, trainings, started: str):
+    def __init__(self, args, trainings):
         from kdag.data.rows import longest, read_rows
         from kdag.data.template import read_chat
         from kdag.models import load
 
-        self.args, self.started = args, started
+        self.args = args
         self.chat = read_chat(args.chat)
         self.data = read_manifest(args.train.parent / "manifest.json", SUBSET)
         rows = read_rows(args.train)
@@ -129,24 +129,20 @@ class Check:
                 "dtype": precision.settle(settings.dtype, "dtype"),
             }
         )
-        may = settings.backend != "transformers" and settings.tuning == "lora"
-        backend = self.started if may else "transformers"
+        by_transformers = {"start": start, "backend": "transformers"}
         trained = fit(
             settings,
             objective,
-            start=start,
             frame=self.frame,
             teacher=teacher,
             vocabulary=self.data["vocabulary_size"],
             work=self.scratch / f"checkpoints-{name}",
-            backend=backend,
             shard=sharding.wanted(start, settings),
+            **by_transformers,
         )
         if launching.rank() == 0:
             folder = self.scratch / name / "model"
-            model = write_model(trained, folder, settings, start=start, chat=self.chat, backend=backend)
-            # Unsloth's compute only what they were set up for.
-            self.said = self.logits(model) if backend == "transformers" else None
+            self.said = self.logits(write_model(trained, folder, settings, chat=self.chat, **by_transformers))
 
     def logits(self, model):
         """Of the first tokens of a row, on the CPU: a model is held no longer than it has to be."""
@@ -164,14 +160,13 @@ class Check:
         release()
         dtype = precision.settle(self.args.config["evaluation"]["dtype"], "evaluation.dtype")
         model, _ = load_model(self.scratch / name / "model", dtype, self.args.gpus)
-        if self.said is not None:
-            apart = (self.logits(model) - self.said).abs().max().item()
-            allowed = max(TOLERANCE[dtype], TOLERANCE[precision.settle(trained_in, "dtype")])
-            if not apart <= allowed * max(1.0, self.said.abs().max().item()):
-                raise UserError(
-                    "the model that was saved is not the one that was trained: their logits differ by up to "
-                    f"{apart:.3g}"
-                )
+        apart = (self.logits(model) - self.said).abs().max().item()
+        allowed = max(TOLERANCE[dtype], TOLERANCE[precision.settle(trained_in, "dtype")])
+        if not apart <= allowed * max(1.0, self.said.abs().max().item()):
+            raise UserError(
+                "the model that was saved is not the one that was trained: their logits differ by up to "
+                f"{apart:.3g}"
+            )
         ids, targets = self.frame["input_ids"][0], self.frame["targets"][0]
         first = (targets != -100).argmax()  # predicts the first token of the answer
         decode_greedily(

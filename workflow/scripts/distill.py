@@ -48,7 +48,8 @@ def arguments():
 
 def main(args):
     settings = read_job(args.config)
-    backend = backends.start(settings.backend, settings.tuning)  # before transformers is imported
+    live = settings.teacher_dtype is not None
+    backend = backends.start(settings.backend, settings.tuning, live)  # before transformers is imported
 
     from kdag.losses.divergences import load
     from kdag.training.job import run_stage

@@ -22,7 +22,7 @@ from kdag.evaluation.answers import GreedyAnswers, quiet
 from kdag.evaluation.tasks.ifeval import prompt_set_hash
 from kdag.files.hashes import sha256_json
 from kdag.job.errors import UserError
-from kdag.models.decoding import GenerationProgress, decode_greedily, load_model
+from kdag.models.decoding import GenerationProgress, cache_of, decode_greedily, load_model
 
 
 class GreedyLM(GreedyAnswers, HFLM):
@@ -42,6 +42,7 @@ class GreedyLM(GreedyAnswers, HFLM):
                 "device": model.device.type,
                 "backend": f"transformers {transformers.__version__}",
                 "attention": model.config._attn_implementation,
+                "cache": cache_of(model),
             },
         )
 

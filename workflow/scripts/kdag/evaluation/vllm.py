@@ -27,10 +27,13 @@ class GreedyVLLM(GreedyAnswers, VLLM):
             tensor_parallel_size=min(gpus, torch.cuda.device_count()),
             generation_config="vllm",  # nothing of the model's own but its end tokens
         )
-        limit = getattr(self._config.get_text_config(), "max_position_embeddings", None)
+        shape = self._config.get_text_config()
+        limit = getattr(shape, "max_position_embeddings", None)
         backend = {"device": "cuda", "backend": f"vllm {importlib.metadata.version('vllm')}"}
         self.tokenizer.chat_template = chat.template
         self.pin(config, chat, limit, backend)
+        # The rows that pad a head name no token, which vLLM does not know; it takes 1,024 biases at most.
+        self.never = dict.fromkeys(range(self.pinned["vocabulary"], shape.vocab_size)[:1024], -100.0)
 
     def decode(self, prompts: list[list[int]], cap: int, until: tuple[str, ...]) -> list[tuple]:
         """(answer's ids without the end token, cut off) of each prompt."""
@@ -41,6 +44,7 @@ class GreedyVLLM(GreedyAnswers, VLLM):
             stop=list(until),
             include_stop_str_in_output=True,
             stop_token_ids=self.pinned["eos_token_ids"],
+            logit_bias=self.never or None,
         )
         outputs = self.model.generate([TokensPrompt(prompt_token_ids=ids) for ids in prompts], sampling)
         ends = set(self.pinned["eos_token_ids"])

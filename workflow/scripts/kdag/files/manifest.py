@@ -5,6 +5,7 @@ equal manifest, and Snakemake then runs nothing below.
 """
 
 import contextlib
+import threading
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -82,25 +83,34 @@ def verify_files(manifest_path: Path, prefixes: tuple[str, ...] = ("",), keys: t
 
     Raises UserError naming the damaged file and the way to rebuild it.
     """
-    manifest_path = Path(manifest_path)
     manifest = read_manifest(manifest_path, keys)
-    listed = {name: file for name, file in manifest["files"].items() if name.startswith(prefixes)}
-    if not listed:
+    refuse_damaged(listed(manifest_path, manifest, prefixes), manifest_path)
+    return manifest
+
+
+def listed(manifest_path: Path, manifest: dict, prefixes: tuple[str, ...]) -> dict[Path, dict]:
+    """{file: {bytes, sha256}} of what a manifest lists and whose name begins so."""
+    folder = Path(manifest_path).parent
+    found = {folder / name: file for name, file in manifest["files"].items() if name.startswith(prefixes)}
+    if not found:
         raise UserError(
             f"{manifest_path} is of another stage: it lists no {prefixes[0]}. {rebuild(manifest_path)}"
         )
-    for name, expected in listed.items():
-        file = manifest_path.parent / name
+    return found
+
+
+def refuse_damaged(files: dict[Path, dict], manifest_path: Path, *, hashed: bool = True) -> None:
+    """UserError, if a file is not as {file: {bytes, sha256}} says; by its size alone, unless `hashed`."""
+    for file, expected in files.items():
         if not file.is_file():
             problem = "is missing"
         elif file.stat().st_size != expected["bytes"]:
             problem = f"has {file.stat().st_size} bytes instead of {expected['bytes']}"
-        elif sha256_file(file) != expected["sha256"]:
+        elif hashed and sha256_file(file) != expected["sha256"]:
             problem = "has another SHA-256 than when it was written"
         else:
             continue
         raise UserError(f"{file} {problem}. {rebuild(manifest_path)}")
-    return manifest
 
 
 def sha256_beside(path: Path) -> str | None:
@@ -110,12 +120,57 @@ def sha256_beside(path: Path) -> str | None:
 
 
 def verify_beside(path: Path) -> None:
-    """Check a file or folder against the manifest that lies next to it; one made by hand may have none.
+    """Check a file or folder against the manifest that lies next to it; one made by hand may have none."""
+    if manifest := manifest_beside(path):
+        verify_files(manifest, (inside(path),))
 
-    It is called manifest.json, or as a folder that shares its place with others, with .json.
-    """
+
+def manifest_beside(path: Path) -> Path | None:
+    """It is called manifest.json, or as a folder that shares its place with others, with .json."""
     path = Path(path)
     for manifest in (path.parent / "manifest.json", path.with_name(f"{path.name}.json")):
         if manifest.is_file():
-            verify_files(manifest, (path.name if path.is_file() else f"{path.name}/",))
-            return
+            return manifest
+    return None
+
+
+def inside(path: Path) -> str:
+    """How the names of what belongs to a file or folder begin in the manifest next to it."""
+    return Path(path).name + ("" if Path(path).is_file() else "/")
+
+
+@contextlib.contextmanager
+def verified_meanwhile(folder: Path):
+    """`verify_beside` of a model's folder, its weights hashed in a thread while the block loads them.
+
+    Only safetensors files wait so long: they hold numbers and nothing that could act. Damage is what is
+    raised, whatever became of the block by it.
+    """
+    manifest_path = manifest_beside(folder)
+    if manifest_path is None:
+        yield
+        return
+    files = listed(manifest_path, read_manifest(manifest_path), (inside(folder),))
+    weights = {file: expected for file, expected in files.items() if file.suffix == ".safetensors"}
+    refuse_damaged({file: files[file] for file in files if file not in weights}, manifest_path)
+    refuse_damaged(weights, manifest_path, hashed=False)
+    found = []
+
+    def check():
+        try:
+            refuse_damaged(weights, manifest_path)
+        except Exception as error:
+            found.append(error)
+
+    thread = threading.Thread(target=check, daemon=True)  # who interrupts the block does not wait for it
+    thread.start()
+    try:
+        yield
+    except Exception as error:
+        thread.join()
+        if found:
+            raise found[0] from error
+        raise
+    thread.join()
+    if found:
+        raise found[0]

@@ -195,7 +195,7 @@ def sample(
 
 @contextlib.contextmanager
 def answering(model, dtype: str):
-    """A model in training, made to answer: yields (the model under its wrapper, its forward pass)."""
+    """A model in training, made to answer: yields (the model under its wrapper, what to call for its logits)."""
     base = head.base_model(model)
     attention, training = base.config._attn_implementation, model.training
     if attention == packed.NAME:  # which has no place for the tokens of a cache
@@ -217,8 +217,8 @@ def check_positions(prompts: list[list[int]], cap: int, positions: int | None) -
     longest = max(map(len, prompts))
     if positions and longest + cap > positions:
         raise UserError(
-            f"a prompt has {longest} tokens; with sampling.max_new_tokens {cap} that is more than the "
-            f"model's {positions} positions"
+            f"a prompt has {longest} tokens; with sampling.max_new_tokens {cap} that is more than the model's "
+            f"{positions} positions"
         )
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from kdag.files.manifest import verify_beside
+from kdag.files.manifest import verified_meanwhile
 from kdag.job.errors import UserError, missing
 from kdag.models import packed
 from kdag.models.files import decoder_config
@@ -59,12 +59,23 @@ def load_model(
     its layers if there are several; whole_rows: only for `head.hidden_states`, so that rows may be packed.
     """
     require(directory)
-    verify_beside(directory)
     spread = to_device and not quantization and gpus > 1 and torch.cuda.device_count() > 1
     if quantization:
         placed = {"quantization_config": quantization, "device_map": {"": device()}}
     else:
         placed = {"device_map": "auto"} if spread else {}
+    with verified_meanwhile(directory):
+        model = whole(directory, dtype, placed).eval()
+        keep_end_tokens(model)
+        model = model.to(device()) if to_device and not quantization and not spread else model
+    # A pass outside of training would make bitsandbytes pack its weights for inference alone.
+    if whole_rows and not quantization and device().type == "cpu" and packed.turn_on(model):
+        logging.info("rows are packed: no padding")
+    return model
+
+
+def whole(directory: Path, dtype: str, placed: dict):
+    """What from_pretrained makes of a directory; UserError unless every weight is in its files."""
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             directory,
@@ -83,11 +94,6 @@ def load_model(
             f"{directory}: weights are missing or of another shape: "
             f"{sorted(map(str, info['missing_keys']))[:5]} {sorted(map(str, info['mismatched_keys']))[:5]}"
         )
-    keep_end_tokens(model)
-    model = model.eval().to(device()) if to_device and not quantization and not spread else model.eval()
-    # A pass outside of training would make bitsandbytes pack its weights for inference alone.
-    if whole_rows and not quantization and device().type == "cpu" and packed.turn_on(model):
-        logging.info("rows are packed: no padding")
     return model
 
 

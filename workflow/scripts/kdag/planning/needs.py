@@ -184,8 +184,8 @@ def generating(shape, evaluation, tokens, device, answer) -> Need:
     read = steps * item * (shape.all_matrices + shape.head) + made * per_token * (
         tokens["prompt"] + answer / 2
     )
-    # The batch of the longest prompts comes first, all padded to the longest. Rows leave as they end, and a
-    # step with a new number of rows has new products.
+    # The batch of the longest prompts comes first, all padded to the longest. Rows leave as they end (on a
+    # GPU once half have), and a step with a new number of rows has new products.
     held = item * shape.parameters
     held += per_token * batch * (tokens["longest_prompt"] + evaluation.max_new_tokens)
     ends = 1 - exp(-evaluation.max_new_tokens / answer)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from kdag.files.manifest import verify_files
+from kdag.files.manifest import read_manifest
 from kdag.models.head import check_head, head_weight, hidden_states, logit_cap
 from kdag.models.load import load_model
 from kdag.models.weights import weights_of
@@ -16,7 +16,7 @@ class LiveTeacher:
     keeps_rows, logits = False, None
 
     def __init__(self, manifest_path: Path, dtype: str, vocabulary: int):
-        verify_files(manifest_path, ("model/",))
+        read_manifest(manifest_path)  # by which load_model checks the files
         self.model = load_model(Path(manifest_path).parent / "model", dtype, whole_rows=True)
         check_head(self.model, vocabulary)
         self.weights = weights_of(self.model)[0]

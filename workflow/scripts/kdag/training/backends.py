@@ -1,7 +1,8 @@
 """transformers or Unsloth: which one trains, and the few lines in which they differ.
 
 Unsloth patches transformers and peft, so `start` comes before either is imported, in a process that does
-nothing else.
+nothing else. It patches the classes of a family and not one model: in its process another model of the family
+computes nothing any more.
 """
 
 import importlib.metadata
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
+from kdag.files.manifest import verified_meanwhile
 from kdag.job import launching
 from kdag.job.errors import UserError
 
@@ -21,11 +23,14 @@ OLDEST_UNSLOTH = "2026.10.7"
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def start(wanted: str, tuning: str = "lora") -> str:
-    """The backend of this process, imported if it is Unsloth; a log line says why it is not."""
+def start(wanted: str, tuning: str = "lora", live: bool = False) -> str:
+    """The backend of this process, imported if it is Unsloth; a log line says why it is not.
+
+    live: a teacher computes in the same process.
+    """
     if wanted == "transformers":
         return wanted
-    if reason := why_not_unsloth(tuning):
+    if reason := why_not_unsloth(tuning, live):
         level = logging.WARNING if wanted == "unsloth" else logging.INFO
         logging.log(level, "backend: transformers, since %s", reason)
         return "transformers"
@@ -37,7 +42,7 @@ def start(wanted: str, tuning: str = "lora") -> str:
     return "unsloth"
 
 
-def why_not_unsloth(tuning: str) -> str | None:
+def why_not_unsloth(tuning: str, live: bool = False) -> str | None:
     import torch
 
     if importlib.util.find_spec("unsloth") is None:
@@ -46,6 +51,8 @@ def why_not_unsloth(tuning: str) -> str | None:
         return f"unsloth {found} trains without a causal mask here; {OLDEST_UNSLOTH} or newer does not"
     if tuning == "full":
         return "tuning: full trains every weight in float32, and unsloth keeps some in another dtype"
+    if live:
+        return "the teacher is online, and unsloth patches its classes together with the student's"
     if not torch.cuda.is_available():
         return "unsloth needs a GPU and none is visible"
     if launching.processes() > 1:
@@ -70,15 +77,16 @@ def load(directory: Path, settings, backend: str, longest: int, *, to_device: bo
     from unsloth import FastLanguageModel
 
     load.require(directory)
-    model, _ = FastLanguageModel.from_pretrained(
-        model_name=str(directory),
-        max_seq_length=longest,
-        dtype=getattr(torch, settings.dtype),
-        load_in_4bit=settings.load_in_4bit,
-        full_finetuning=False,
-        use_exact_model_name=True,
-        use_gradient_checkpointing=bool(settings.gradient_checkpointing),
-    )
+    with verified_meanwhile(directory):
+        model, _ = FastLanguageModel.from_pretrained(
+            model_name=str(directory),
+            max_seq_length=longest,
+            dtype=getattr(torch, settings.dtype),
+            load_in_4bit=settings.load_in_4bit,
+            full_finetuning=False,
+            use_exact_model_name=True,
+            use_gradient_checkpointing=bool(settings.gradient_checkpointing),
+        )
     return model
 
 
