@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-LOCKED := -r envs/constraints.txt -r envs/requirements-demo.txt -r envs/requirements-ifbench.txt
+LOCKED := -r envs/constraints.txt -r envs/requirements-demo.txt -r envs/requirements-ifbench.txt \
+  -r envs/requirements-reasoning.txt
 
 .PHONY: help install demo demo-methods test lint schema clean fidelity test-faults bench audit lock advisories test-slurm orphans test-gpu test-unsloth bench-gpu doctor status run adopt plan publish
 .DEFAULT_GOAL := help
@@ -15,7 +16,7 @@ help: ## list the commands
 
 install: .venv/.installed ## set up .venv from the pinned requirements (about 2 minutes)
 
-.venv/.installed: envs/requirements.txt envs/requirements-test.txt envs/requirements-demo.txt envs/requirements-ifbench.txt envs/constraints.txt
+.venv/.installed: envs/requirements.txt envs/requirements-test.txt envs/requirements-demo.txt envs/requirements-ifbench.txt envs/requirements-reasoning.txt envs/constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, $(PYTHON) is {v[0]}.{v[1]}; say make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --no-deps --require-hashes $(LOCKED)

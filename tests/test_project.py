@@ -40,7 +40,9 @@ def test_every_pin_is_in_the_constraints():
                 assert constraints[bare(package)] == version, package
 
 
-@pytest.mark.parametrize("name", ["constraints", "requirements-demo", "requirements-ifbench"])
+@pytest.mark.parametrize(
+    "name", ["constraints", "requirements-demo", "requirements-ifbench", "requirements-reasoning"]
+)
 def test_everything_that_is_installed_has_hashes(name):
     text = re.sub(r"^#.*\n", "", (ROOT / "envs" / f"{name}.txt").read_text(), flags=re.M)
     entries = re.split(r"\n(?=\w)", text.strip())

@@ -30,7 +30,7 @@ class Batch:
         sampler=None,
         forward=None,
     ):
-        """sampler: a Sampler of as many rows; without one the likeliest token is said. forward: what is called
+        """sampler: a Sampler of as many rows; without one the likeliest token is said. forward: is called
         instead of the model, whose call may mean something else while it trains."""
         self.sampler, self.forward = sampler, forward or model
         self.model, self.vocabulary, self.penalty, self.static = model, vocabulary, repetition_penalty, static

@@ -1,4 +1,4 @@
-"""Greedy decoding: a plain loop over the steps of a batch.
+"""Decoding: a plain loop over the steps of a batch, greedy or by a Sampler.
 
 Nothing of a model's generation_config but its end tokens takes effect. A row that has ended leaves its batch
 at once on a CPU; on a GPU the batch becomes half as large when the others fit.
@@ -195,7 +195,7 @@ def sample(
 
 @contextlib.contextmanager
 def answering(model, dtype: str):
-    """A model in training, made to answer: yields (the model under its wrapper, what to call for its logits)."""
+    """A model in training, made to answer: yields (the model under its wrapper, its forward pass)."""
     base = head.base_model(model)
     attention, training = base.config._attn_implementation, model.training
     if attention == packed.NAME:  # which has no place for the tokens of a cache
@@ -217,8 +217,8 @@ def check_positions(prompts: list[list[int]], cap: int, positions: int | None) -
     longest = max(map(len, prompts))
     if positions and longest + cap > positions:
         raise UserError(
-            f"a prompt has {longest} tokens; with sampling.max_new_tokens {cap} that is more than the model's "
-            f"{positions} positions"
+            f"a prompt has {longest} tokens; with sampling.max_new_tokens {cap} that is more than the "
+            f"model's {positions} positions"
         )
 
 
