@@ -73,6 +73,7 @@ def load(directory: Path, settings, backend: str, longest: int, *, to_device: bo
         # On a CPU bitsandbytes packs its weights for inference alone at the first pass outside training.
         return model.train() if settings.load_in_4bit else model
     import torch
+    from transformers import GenerationConfig
     from unsloth import FastLanguageModel
 
     load.require(directory)
@@ -85,6 +86,9 @@ def load(directory: Path, settings, backend: str, longest: int, *, to_device: bo
         use_exact_model_name=True,
         use_gradient_checkpointing=bool(settings.gradient_checkpointing),
     )
+    if (directory / "generation_config.json").is_file():  # Unsloth sets a length, which would be saved
+        model.generation_config = GenerationConfig.from_pretrained(directory)
+        load.keep_end_tokens(model)
     return model
 
 
