@@ -5,10 +5,12 @@ nothing else. It patches the classes of a family and not one model: in its proce
 computes nothing any more.
 """
 
+import atexit
 import importlib.metadata
 import importlib.util
 import logging
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -33,7 +35,9 @@ def start(wanted: str, tuning: str = "lora", live: bool = False) -> str:
         level = logging.WARNING if wanted == "unsloth" else logging.INFO
         logging.log(level, "backend: transformers, since %s", reason)
         return "transformers"
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", tempfile.mkdtemp(prefix="unsloth-"))
+    if "UNSLOTH_COMPILE_LOCATION" not in os.environ:
+        folder = os.environ["UNSLOTH_COMPILE_LOCATION"] = tempfile.mkdtemp(prefix="unsloth-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     import unsloth
 
