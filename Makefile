@@ -38,7 +38,7 @@ test-faults: install ## kill every stage, fill the disk, damage every kind of fi
 test-gpu: install ## the tests that need a GPU; skipped where there is none
 	$(BIN)/pytest -m gpu -rs tests/gpu
 
-test-unsloth: install ## Unsloth itself on a CPU, its kernels interpreted, against transformers (X minutes)
+test-unsloth: install ## Unsloth itself on a CPU, its kernels interpreted, against transformers (10 minutes)
 	$(BIN)/pytest -m unsloth -rs tests/test_unsloth.py
 
 doctor: ## is this machine ready for CONFIG=config.yaml, and what to do about what is not
