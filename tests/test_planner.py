@@ -16,7 +16,7 @@ from kdag.config.stages import source_name, stage_params
 from kdag.config.training import Training
 from kdag.files.hashes import sha256_json
 from kdag.job.errors import UserError
-from kdag.planning import devices, planner
+from kdag.planning import devices, needs, planner
 from kdag.planning.devices import GIB
 from kdag.planning.shapes import Shape
 
@@ -167,6 +167,29 @@ def test_derived_student_has_fewer_layers():
     per_layer = (teacher.matrices // 30) + 2 * 576
     assert teacher.parameters - student.parameters == 6 * per_layer
     assert student.head == teacher.head
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["", "checkpointed"])
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("device", ["H200", "cpu"])
+def test_activations_are_those_that_autograd_keeps(monkeypatch, tuning, again, device):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import saved
+
+    hidden, heads, kv, size, mlp = shape = saved.SHAPES[-1]
+    on_cpu = device == "cpu"
+    raw = QWEN_3B | {"hidden_size": hidden, "num_attention_heads": heads, "head_dim": size}
+    raw |= {"num_key_value_heads": kv, "intermediate_size": mlp, "num_hidden_layers": 8}
+    settings = experiment(distillation__dtype="bfloat16").distillation.model_copy(
+        update={"tuning": tuning, "gradient_checkpointing": again, "batch_size": 4, "tokens_per_pass": 4000}
+    )
+    tokens = planner.default_tokens(experiment(), longest=1000)
+    layers = Shape.from_config(raw), Shape.from_config(raw).with_layers(7)
+    eight, seven = (needs.training(s, settings, tokens, devices.DEVICES[device]) for s in layers)
+    said = (eight.transient - seven.transient) / 4000
+    rank = 14 * settings.lora_rank if tuning == "lora" and not again else 0  # which the planner leaves out
+    measured = saved.per_token(shape, tuning, again, on_cpu) - rank
+    assert said == pytest.approx(measured, rel=0.01)
 
 
 @pytest.mark.parametrize("epochs", [1, 3, 0.5, 2.3])
