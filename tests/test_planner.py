@@ -16,7 +16,7 @@ from kdag.config.stages import source_name, stage_params
 from kdag.config.training import Training
 from kdag.files.hashes import sha256_json
 from kdag.job.errors import UserError
-from kdag.planning import devices, needs, planner
+from kdag.planning import devices, expected, needs, planner
 from kdag.planning.devices import GIB
 from kdag.planning.shapes import Shape
 
@@ -249,6 +249,18 @@ def test_default_experiment_fits_one_large_card():
         assert entry["too_large"] is None
         assert 0 < entry["hours"] < 10 and entry["gpu_bytes"] < 141 * GIB
         assert entry["gpu_bytes"] > 2 * entry["parameters"]
+
+
+def test_the_memory_of_a_job_is_that_of_its_kind():
+    small = {"divergence": "fkl", "gradient_checkpointing": True}
+    plan = planned(strategies={"small": small, "large": {"divergence": "fkl"}})
+    of = plan["distill"]["gpu_bytes_of"]
+    assert of["small"] < of["large"] / 3 and plan["distill"]["gpu_bytes"] == of["large"]
+    assert plan["generate"]["gpu_bytes_of"]["student"] < plan["generate"]["gpu_bytes_of"]["teacher"]
+    assert planned("cpu")["distill"]["gpu_bytes_of"]["fkl"] == 0
+    assert expected.gpu_mb(plan["distill"], "small") == -(-of["small"] // 2**20)
+    assert expected.gpu_mb(plan["distill"], "nobody") == expected.gpu_mb(plan["distill"], "large")
+    assert expected.gpu_mb(None) > max(device.memory * 1024 for device in devices.DEVICES.values())
 
 
 def test_more_rows_take_more_hours_and_disk():
