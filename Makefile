@@ -42,7 +42,7 @@ test-faults: install ## kill every stage, fill the disk, damage every kind of fi
 test-gpu: install ## the tests that need a GPU; skipped where there is none
 	$(BIN)/pytest -m gpu -rs tests/gpu
 
-test-unsloth: install ## Unsloth itself on a CPU, its kernels interpreted, against transformers (X minutes)
+test-unsloth: install ## Unsloth itself on a CPU, its kernels interpreted, against transformers (10 minutes)
 	$(BIN)/pytest -m unsloth -rs tests/test_unsloth.py
 
 doctor: ## is this machine ready for CONFIG=config.yaml, and what to do about what is not
@@ -77,8 +77,9 @@ clean: ## delete every result and download
 fidelity: install ## what storing less of the teacher costs, measured on the demo: docs/teacher-storage.md
 	$(BIN)/python bench/storage.py
 
-bench: install ## measure speed and memory next to peers and limits, after `make demo` (about 20 minutes)
-	for name in loss step launches cache growth peers; do $(BIN)/python bench/$$name.py --json results/bench/$$name.json || exit 1; done
+bench: install ## measure speed and memory next to peers and limits, after `make demo` (an hour or two)
+	for name in loss step launches cache growth peers saved; do $(BIN)/python bench/$$name.py --json results/bench/$$name.json || exit 1; done
+	$(BIN)/python bench/loss.py --divergences --threads 1 --tokens 128 --rounds 2 --no-memory --json results/bench/divergences.json
 
 bench-gpu: install ## the figures at real shapes on one GPU (under 10 minutes)
 	$(BIN)/python bench/gpu.py --json results/bench/gpu.json

@@ -10,6 +10,8 @@ tokens with the lengths of real ones (gpu_shapes.py); settings are config.yaml's
   card      what it can do: a large bf16 product, a large copy. `limit` is a figure's products at the
             first rate or its weights read at the second, whichever takes longer
   loss      distill_loss against the three bare products, the dense form, TRL's GKD and Liger's JSD
+  divergences  forward KL, reverse KL and JSD alone against TRL's chunked and dense loss and Liger's, at the
+            vocabularies of Llama 3 (128,256) and Qwen2.5, rows of logits aligned and tight; equality first
   step      a distillation step against the plain fine-tuning step, the dense form (stored teacher) and
             GKD (live teacher): time and memory
   generate  decode_greedily at the pinned batch size, and at 64, against transformers' generate
@@ -55,6 +57,7 @@ TARGETS = {
 PARTS = {  # in the order of what would be missed most: their module, the seconds each may take
     "card": ("gpu_loss", 90),  # the first imports on a fresh machine are slow
     "loss": ("gpu_loss", 110),
+    "divergences": ("gpu_loss", 90),
     "step": ("gpu_training", 230),
     "generate": ("gpu_stages", 110),
     "cache": ("gpu_stages", 90),

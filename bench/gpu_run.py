@@ -107,6 +107,8 @@ def generalized_jsd(student_logits, teacher_logits, labels, beta=0.5, temperatur
     teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
     if beta == 0:
         values = F.kl_div(student, teacher, reduction="none", log_target=True)
+    elif beta == 1:
+        values = F.kl_div(teacher, student, reduction="none", log_target=True)
     else:
         share = torch.tensor(beta, dtype=student.dtype, device=student.device)
         mixed = torch.stack([student + torch.log1p(-share), teacher + torch.log(share)])

@@ -15,6 +15,7 @@ import common
 
 sys.path.insert(0, str(common.ROOT / "workflow" / "scripts"))
 import plan as command
+from kdag.config import yaml_file
 from kdag.planning import devices, planner
 
 MIB = 2**20
@@ -39,7 +40,7 @@ def main():
     made.add_argument("--results", type=Path, default=common.ROOT / "results" / "demo")
     made.add_argument("--models", type=Path, default=common.ROOT / "resources" / "models")
     args = made.parse_args()
-    config = command.checked_config(args.config)
+    config = yaml_file.read_config(args.config)
     teacher = command.shape_of(config, "teacher", None, args.models)
     derive = config.student.derive
     student = (

@@ -1,6 +1,6 @@
 """A stage as on a GPU with Unsloth, on a CPU: Triton kernels interpreted, and a device that is not there.
 
-python tests/interpreted.py STAGE ARGUMENTS...   for the scripts that train: sft, distill, check_models
+python tests/interpreted.py STAGE ARGUMENTS...   for the scripts that train: sft, distill
 Unsloth is imported only where `backends` would; everything else sees that there is no GPU.
 """
 
@@ -11,9 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "workflow" / "scripts"))
 # Read when triton and unsloth are imported. Compiling is for GPUs.
-os.environ.update(TRITON_INTERPRET="1", UNSLOTH_ALLOW_CPU="1", UNSLOTH_COMPILE_DISABLE="1")
+SETTINGS = {"TRITON_INTERPRET": "1", "UNSLOTH_ALLOW_CPU": "1", "UNSLOTH_COMPILE_DISABLE": "1"}
 
 
 def pretend() -> None:
@@ -63,6 +62,8 @@ def tables_on_cpu() -> None:
 
 
 def main(stage, *arguments):
+    os.environ.update(SETTINGS)
+    sys.path.insert(0, str(Path(__file__).parents[1] / "workflow" / "scripts"))
     from kdag.job import cli
 
     pretend()

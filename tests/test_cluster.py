@@ -123,6 +123,7 @@ def test_what_is_submitted(copy, commands):
         assert "--job-name kdag_" in call and "--array" not in call and "--no-requeue" in call
         assert f"-p {defaults['slurm_partition']} " in call and f"-A {defaults['slurm_account']} " in call
         assert "-t 60 " in call and "--mem 400" in call and "--nodes=1 " in call
+        assert "gpu_mb" not in call and "planned" not in call, "not for SLURM"
         assert "--cpus-per-task=8" in call and "--ntasks-per-gpu" not in call
         assert call.endswith(f"--gpus={defaults['gpu_model']}:1")
 

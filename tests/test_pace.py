@@ -309,13 +309,18 @@ def test_a_stage_takes_the_plan_as_an_argument():
 GPU_RULES = ("sft_teacher", "cache_teacher", "sft_student", "distill", "generate", "measure_fidelity")
 
 
-def told(project, *arguments) -> dict[str, set[str]]:
+def told(project, *arguments, what=r" --planned (\S+)") -> dict[str, set[str]]:
     """{rule: what it would be told with --planned} of a dry run in which all of these rules run."""
     out = project.snakemake("-n", "-p", *arguments, "--forcerun", *GPU_RULES).stdout
     found = {}
     for rule, text in re.findall(r"^rule (\w+):\n(.*?)(?=^(?:local)?rule |\Z)", out, re.M | re.S):
-        found.setdefault(rule, set()).update(re.findall(r" --planned (\S+)", text))
+        found.setdefault(rule, set()).update(re.findall(what, text))
     return {rule: found[rule] for rule in GPU_RULES}
+
+
+def asked(project, *arguments) -> dict[str, set[str]]:
+    """{rule: the GPU memory that it would take, in MB}."""
+    return told(project, *arguments, what=r"(?m)^    resources: .*\bgpu_mb=(\S+?)(?:,|$)")
 
 
 def test_each_job_is_told_what_the_planner_says_of_its_stage(finished):
@@ -340,6 +345,30 @@ def test_on_a_cluster_the_card_is_that_of_gpu_model(finished):
     assert all(int(*values) > 0 for values in known.values())
     unknown = told(finished, "--default-resources", "gpu_model=gtx1080")
     assert unknown == {rule: {"0"} for rule in GPU_RULES}
+
+
+def test_a_job_asks_for_the_gpu_memory_that_the_planner_says(finished, nvidia_smi):
+    nvidia_smi("NVIDIA H200")
+    config = load_config(yaml.safe_load((finished.folder / "config.yaml").read_text()))
+    models = (finished.folder / "tiny" / side for side in ("teacher", "student"))
+    plan = expected.stages(config, devices.DEVICES["H200"], *models, finished.folder / "results")
+    found = asked(finished)
+    for rule in GPU_RULES:
+        kinds = {expected.gpu_mb(plan[rule], kind) for kind in plan[rule]["gpu_bytes_of"]}
+        assert found[rule] == set(map(str, kinds)), rule
+        assert max(kinds) == expected.gpu_mb(plan[rule])
+    assert len(found["generate"]) == 2, "a student's answers take less than the teacher's"
+
+
+def test_a_job_that_nobody_can_plan_takes_all_that_there_is(finished, nvidia_smi):
+    nvidia_smi("NVIDIA GeForce GTX 1080")
+    limit = ("--resources", "gpu_mb=8000")
+    assert asked(finished, *limit) == {rule: {"8000"} for rule in GPU_RULES}
+    assert not planned(finished, *limit)[0], "asking for memory runs nothing again"
+
+
+def test_without_a_gpu_no_job_asks_for_its_memory(finished):
+    assert asked(finished) == {rule: {"0"} for rule in GPU_RULES}
 
 
 def test_another_card_runs_nothing_again(finished, nvidia_smi):

@@ -16,7 +16,7 @@ from kdag.config.stages import source_name, stage_params
 from kdag.config.training import Training
 from kdag.files.hashes import sha256_json
 from kdag.job.errors import UserError
-from kdag.planning import devices, planner
+from kdag.planning import devices, expected, needs, planner
 from kdag.planning.devices import GIB
 from kdag.planning.shapes import Shape
 
@@ -169,6 +169,29 @@ def test_derived_student_has_fewer_layers():
     assert student.head == teacher.head
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["", "checkpointed"])
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("device", ["H200", "cpu"])
+def test_activations_are_those_that_autograd_keeps(monkeypatch, tuning, again, device):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import saved
+
+    hidden, heads, kv, size, mlp = shape = saved.SHAPES[-1]
+    on_cpu = device == "cpu"
+    raw = QWEN_3B | {"hidden_size": hidden, "num_attention_heads": heads, "head_dim": size}
+    raw |= {"num_key_value_heads": kv, "intermediate_size": mlp, "num_hidden_layers": 8}
+    settings = experiment(distillation__dtype="bfloat16").distillation.model_copy(
+        update={"tuning": tuning, "gradient_checkpointing": again, "batch_size": 4, "tokens_per_pass": 4000}
+    )
+    tokens = planner.default_tokens(experiment(), longest=1000)
+    layers = Shape.from_config(raw), Shape.from_config(raw).with_layers(7)
+    eight, seven = (needs.training(s, settings, tokens, devices.DEVICES[device]) for s in layers)
+    said = (eight.transient - seven.transient) / 4000
+    rank = 14 * settings.lora_rank if tuning == "lora" and not again else 0  # which the planner leaves out
+    measured = saved.per_token(shape, tuning, again, on_cpu) - rank
+    assert said == pytest.approx(measured, rel=0.01)
+
+
 @pytest.mark.parametrize("epochs", [1, 3, 0.5, 2.3])
 @pytest.mark.parametrize("rows, batch, accumulation", [(192, 4, 2), (1000, 1, 32), (193, 4, 7), (3, 8, 4)])
 def test_steps_are_rounded_as_the_trainer_rounds_them(tmp_path, rows, batch, accumulation, epochs):
@@ -226,6 +249,18 @@ def test_default_experiment_fits_one_large_card():
         assert entry["too_large"] is None
         assert 0 < entry["hours"] < 10 and entry["gpu_bytes"] < 141 * GIB
         assert entry["gpu_bytes"] > 2 * entry["parameters"]
+
+
+def test_the_memory_of_a_job_is_that_of_its_kind():
+    small = {"divergence": "fkl", "gradient_checkpointing": True}
+    plan = planned(strategies={"small": small, "large": {"divergence": "fkl"}})
+    of = plan["distill"]["gpu_bytes_of"]
+    assert of["small"] < of["large"] / 3 and plan["distill"]["gpu_bytes"] == of["large"]
+    assert plan["generate"]["gpu_bytes_of"]["student"] < plan["generate"]["gpu_bytes_of"]["teacher"]
+    assert planned("cpu")["distill"]["gpu_bytes_of"]["fkl"] == 0
+    assert expected.gpu_mb(plan["distill"], "small") == -(-of["small"] // 2**20)
+    assert expected.gpu_mb(plan["distill"], "nobody") == expected.gpu_mb(plan["distill"], "large")
+    assert expected.gpu_mb(None) > max(device.memory * 1024 for device in devices.DEVICES.values())
 
 
 def test_more_rows_take_more_hours_and_disk():

@@ -7,7 +7,8 @@
 # code(script)    the script and every module of ours that it imports: inputs, so that an edit reruns; not
 #                 what only talks (kdag/job)
 # params(stage)   the stage's part of the configuration as one canonical JSON string
-# needs(stage)    the resources of a job: GPUs, memory, time; planned: seconds that it should take
+# needs(stage)    the resources of a job: GPUs, memory, time; planned: seconds that it should take; gpu_mb: the
+#                 GPU memory that it should take, by which `--resources gpu_mb=n` puts jobs on one GPU
 # model_home(id)  the folder with model/ and manifest.json of a model
 import functools
 import os
@@ -35,6 +36,7 @@ from kdag.operate.orphans import PREFIX, orphans, refusal
 from kdag.operate.slurm import remember_how_long_jobs_are_shown
 from kdag.config.roster import (
     STUDENT_UNTRAINED,
+    TEACHER as TEACHER_TRAINED,
     TEACHER_UNTRAINED,
     compared_ids,
     home_of,
@@ -146,22 +148,38 @@ def needs(stage, models=("model",), together=sum):
 
     def planned(wildcards, input):
         weights(input)
-        return planned_seconds(*map(Path.is_file, PLANNED_FROM)).get(stage, 0)
+        entry = planned_stages(*map(Path.is_file, PLANNED_FROM)).get(stage)
+        return expected.seconds_of(entry) if entry else 0
+
+    def gpu_mb(wildcards, input):
+        weights(input)
+        entries = planned_stages(*map(Path.is_file, PLANNED_FROM))
+        if stage == "generate" and CONFIG.evaluation.backend == "vllm":  # it takes all that it finds
+            return expected.WHOLE_GPU
+        of = TRAININGS if stage == "check_models" else [stage]
+        return max(expected.gpu_mb(entries.get(name), kind_of(wildcards)) for name in of)
 
     return {
         "gpu": gpus,
-        **({"planned": planned} if gpus else {"gpu_model": ""}),
+        **({"planned": planned, "gpu_mb": gpu_mb} if gpus else {"gpu_model": ""}),
         **({"tensorboard": int(CONFIG.resources.tensorboard)} if stage in TRAININGS else {}),
         "mem_mb": lambda wildcards, input, attempt: attempt * host_mb(weights(input), max(1, gpus)),
         "runtime": lambda wildcards, input, attempt: attempt * minutes(weights(input)),
     }
 
 
+def kind_of(wildcards):
+    """Which of a stage's jobs it is: the planner tells a strategy from another, a teacher's from a student's."""
+    if "strategy" in wildcards.keys():
+        return wildcards.strategy
+    return "teacher" if wildcards.get("model") in (TEACHER_UNTRAINED, TEACHER_TRAINED) else "student"
+
+
 @functools.cache
-def planned_seconds(*there):
-    """{stage: seconds}, computed anew when one more of the files that it is made from is there."""
+def planned_stages(*there):
+    """{stage: its plan}, computed anew when one more of the files that it is made from is there."""
     teacher, student = PLANNED_FROM[0].parent, PLANNED_FROM[1].parent
-    return expected.seconds(CONFIG, planned_device(), teacher, student, Path("results"))
+    return expected.stages(CONFIG, planned_device(), teacher, student, Path("results"))
 
 
 def planned_device():

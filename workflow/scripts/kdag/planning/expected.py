@@ -1,12 +1,14 @@
-"""How long each job of an experiment should take: the planner's arithmetic on what is there already.
+"""What each job of an experiment should take: the planner's arithmetic on what is there already.
 
-The rules tell it to the jobs, which compare their pace with it (progress.Pace). Nothing that trains or
-answers imports this, so that an edit of the planner runs none of that again.
+The rules tell the seconds to the jobs, which compare their pace with it (progress.Pace), and the GPU memory
+to Snakemake, which can run jobs next to each other by it. Nothing that trains or answers imports this, so an
+edit of the planner runs none of that again.
 """
 
 import functools
 import logging
 import subprocess
+from math import ceil
 from pathlib import Path
 
 from kdag.config.experiment import Config
@@ -19,6 +21,8 @@ from kdag.planning.shapes import Shape
 
 # Of a prompt, without its tokenizer: IFEval's have 4.3 and more, chat templates add 10 to 30 tokens.
 CHARACTERS_PER_TOKEN, TEMPLATE = 4, 30
+MB = 2**20
+WHOLE_GPU = 2**20  # MB, more than any GPU has: Snakemake takes it for all that `--resources gpu_mb` allows
 
 
 @functools.cache
@@ -39,7 +43,29 @@ def device_here() -> Device | None:
 def seconds(
     config: Config, device: Device | None, teacher: Path, student: Path, results: Path
 ) -> dict[str, int]:
-    """{stage: of its longest job}; empty where it cannot be known.
+    """{stage: of its longest job}; empty where it cannot be known. The arguments of `stages`."""
+    planned = stages(config, device, teacher, student, results)
+    return {stage: seconds_of(entry) for stage, entry in planned.items()}
+
+
+def seconds_of(entry: dict) -> int:
+    return max(1, round(3600 * entry["hours_longest"]))
+
+
+def gpu_mb(entry: dict | None, kind: str | None = None) -> int:
+    """MB (2^20 bytes) of GPU memory of a job, of a stage's largest if its kind is not known.
+
+    entry: of `stages`; None where the planner knows nothing of the job, which then has the GPU to itself.
+    """
+    if entry is None:
+        return WHOLE_GPU
+    return ceil(entry["gpu_bytes_of"].get(kind, entry["gpu_bytes"]) / MB)
+
+
+def stages(
+    config: Config, device: Device | None, teacher: Path, student: Path, results: Path
+) -> dict[str, dict]:
+    """{stage: its entry of planner.plan}; empty where it cannot be known.
 
     teacher, student: folders of the models as fetched; a student cut from the teacher needs none.
     """
@@ -57,7 +83,7 @@ def seconds(
         plan = planner.plan(config, large, small, device, tokens)
     except (UserError, OSError, KeyError, ValueError, ZeroDivisionError):  # no plan is no reason to stop
         return {}
-    return {entry["stage"]: max(1, round(3600 * entry["hours_longest"])) for entry in plan}
+    return {entry["stage"]: entry for entry in plan}
 
 
 def counted(config: Config, results: Path, *, longest_counts: bool = True) -> dict:

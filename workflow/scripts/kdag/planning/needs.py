@@ -16,9 +16,10 @@ from kdag.teacher import sizes
 from kdag.training.memory import OPTIMIZER, SHARE_OF_GPU, tokens_per_pass
 
 FOUR_BIT = 0.516  # bytes per weight: NF4 with its constants quantised twice (arXiv:2305.14314, section 3)
-# Saved for the backward pass per token and layer, of two-byte numbers: measured with saved_tensors_hooks on
-# llama layers, batch 4 x 300, sdpa attention. Behind a padding mask keys and values are saved once per head.
-SAVED = {"lora": {"hidden": 24, "kv": 4, "mlp": 8}, "full": {"hidden": 32, "kv": 4, "mlp": 8}}
+# Bytes saved for the backward pass per token and layer, of two-byte numbers (bench/saved.py). On a CPU, where
+# rows are packed, what attention gave for each row is put together: a copy more.
+SAVED = {"lora": {"hidden": 16, "kv": 4, "mlp": 8}, "full": {"hidden": 30, "kv": 4, "mlp": 8}}
+PACKED = 2
 FORWARD = {"hidden": 8, "kv": 0, "mlp": 6}  # held at once where nothing is saved: one layer's
 BLOCK_BUFFERS = 5  # of losses/fused.py, in fp32, on a CPU of each thread
 # Matrix products of different shape for one number of tokens: forward, the head's among them; in training
@@ -98,11 +99,11 @@ def training(shape, settings, tokens, device, teacher=None, live=None) -> Need:
     copies = item * shape.all_matrices * (item < 4) + (2 * item + 4) * shape.head if full else 0
 
     width, passes = a_pass(settings, tokens, device)
-    saved = dict(SAVED[settings.tuning])
-    if settings.batch_size > 1 and device.on_cpu:
-        saved |= {"hidden": saved["hidden"] + saved.pop("kv"), "kv": 0}
+    saved = SAVED[settings.tuning]
+    saved = saved | {"hidden": saved["hidden"] + PACKED * device.on_cpu}
     layer = shape.per_layer(saved) * item / 2
-    kept = item * shape.hidden if settings.gradient_checkpointing else layer
+    # Checkpointed, a layer keeps what comes in: with every weight trained that is in float32.
+    kept = (4 if full else item) * shape.hidden if settings.gradient_checkpointing else layer
     activations = width * (shape.layers * kept + layer + 4 * item * shape.hidden)
     answers = width * rows["answers"] / rows["tokens"]
     logits = min(answers * shape.vocabulary, CHUNK_ELEMENTS) * item * (2 if teacher else 1)

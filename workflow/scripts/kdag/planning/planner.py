@@ -79,17 +79,18 @@ def plan(config: Config, teacher: Shape, student: Shape, device: Device, tokens:
         own = {key: f"strategies.{name}.{key}" for key in strategy.overrides()}
         settings = with_dtype(config.distillation_of(name), device)
         change = remedies("distillation", TRAINING_CHANGES, own)
-        distilled.append((seeds, settings, trained(student, teacher, live), change, small))
+        distilled.append((name, seeds, settings, trained(student, teacher, live), change, small))
     tune, cut = remedies("teacher_training", TRAINING_CHANGES), remedies("teacher_cache", CACHE_CHANGES)
     learn, change = remedies("distillation", TRAINING_CHANGES), remedies("evaluation", EVALUATION_CHANGES)
     stages = {
-        "sft_teacher": [(1, config.teacher_training, trained(teacher), tune, large)],
-        "cache_teacher": [(1, config.teacher_cache, cached, cut, large)],
-        "sft_student": [(seeds, config.distillation, trained(student), learn, small)],
+        "sft_teacher": [("teacher", 1, config.teacher_training, trained(teacher), tune, large)],
+        "cache_teacher": [("teacher", 1, config.teacher_cache, cached, cut, large)],
+        "sft_student": [("student", seeds, config.distillation, trained(student), learn, small)],
         "distill": distilled,
         "generate": [
-            (2, evaluation, answered(teacher, "teacher"), change, large),
+            ("teacher", 2, evaluation, answered(teacher, "teacher"), change, large),
             (
+                "student",
                 len(model_ids(config)) - 2,
                 evaluation,
                 answered(student, "student"),
@@ -97,7 +98,7 @@ def plan(config: Config, teacher: Shape, student: Shape, device: Device, tokens:
                 small,
             ),
         ],
-        "measure_fidelity": [(students + 1, evaluation, compared, change, small)],
+        "measure_fidelity": [("student", students + 1, evaluation, compared, change, small)],
     }
     return [entry(config, device, stage, kinds) for stage, kinds in stages.items()]
 
@@ -159,14 +160,17 @@ def remedies(section: str, changes, own=()) -> list[tuple[str, str, object]]:
 
 
 def entry(config: Config, device: Device, stage: str, kinds) -> dict:
-    """One stage. kinds: (jobs, settings, settings -> Need, remedies, model's key) of jobs that are alike."""
+    """One stage. kinds: (name, jobs, settings, settings -> Need, remedies, model's key) of jobs alike.
+
+    A kind's name is its strategy in `distill`, elsewhere whose model it is.
+    """
     gpus = getattr(config.resources.gpus, stage)
     shards = config.teacher_cache.shards if stage == "cache_teacher" else 1
-    taken = [(jobs, compute(settings)) for jobs, settings, compute, *_ in kinds]
+    taken = [(jobs, compute(settings)) for _, jobs, settings, compute, *_ in kinds]
     number = sum(jobs for jobs, _ in taken)
     hours = sum(jobs * job_hours(need, gpus, shards) for jobs, need in taken)
     largest = max(range(len(kinds)), key=lambda index: taken[index][1].device(device, gpus))
-    need, (_, settings, compute, changes, model) = taken[largest][1], kinds[largest]
+    need, (_, _, settings, compute, changes, model) = taken[largest][1], kinds[largest]
     needed = need.device(device, gpus)
     room = device.memory * devices.GIB
     disk = sum(jobs * need.disk for jobs, need in taken)
@@ -183,6 +187,10 @@ def entry(config: Config, device: Device, stage: str, kinds) -> dict:
         "trainable": need.trainable,
         "flops": round(sum(jobs * need.flops for jobs, need in taken)),
         "gpu_bytes": 0 if device.on_cpu else round(needed),
+        "gpu_bytes_of": {
+            name: 0 if device.on_cpu else round(own.device(device, gpus))
+            for (name, *_), (_, own) in zip(kinds, taken, strict=True)
+        },
         "host_bytes": round(max(need.host(device, gpus) for _, need in taken)),
         "disk_bytes": round(disk),
         "hours": hours / number,

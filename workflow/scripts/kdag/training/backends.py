@@ -5,10 +5,12 @@ nothing else. It patches the classes of a family and not one model: in its proce
 computes nothing any more.
 """
 
+import atexit
 import importlib.metadata
 import importlib.util
 import logging
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -34,7 +36,9 @@ def start(wanted: str, tuning: str = "lora", live: bool = False) -> str:
         level = logging.WARNING if wanted == "unsloth" else logging.INFO
         logging.log(level, "backend: transformers, since %s", reason)
         return "transformers"
-    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", tempfile.mkdtemp(prefix="unsloth-"))
+    if "UNSLOTH_COMPILE_LOCATION" not in os.environ:
+        folder = os.environ["UNSLOTH_COMPILE_LOCATION"] = tempfile.mkdtemp(prefix="unsloth-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     import unsloth
 
@@ -74,6 +78,7 @@ def load(directory: Path, settings, backend: str, longest: int, *, to_device: bo
         # On a CPU bitsandbytes packs its weights for inference alone at the first pass outside training.
         return model.train() if settings.load_in_4bit else model
     import torch
+    from transformers import GenerationConfig
     from unsloth import FastLanguageModel
 
     load.require(directory)
@@ -87,6 +92,9 @@ def load(directory: Path, settings, backend: str, longest: int, *, to_device: bo
             use_exact_model_name=True,
             use_gradient_checkpointing=bool(settings.gradient_checkpointing),
         )
+    if (directory / "generation_config.json").is_file():  # Unsloth sets a length, which would be saved
+        model.generation_config = GenerationConfig.from_pretrained(directory)
+        load.keep_end_tokens(model)
     return model
 
 
