@@ -55,7 +55,7 @@ def test_default_file_shows_every_key_with_its_default():
     """config.yaml is the documentation of the keys, so none may be missing or differ."""
     written = yaml.safe_load((ROOT / "config.yaml").read_text())
     config = load_config(written)
-    for section in ("data", "teacher_training", "teacher_cache", "distillation", "evaluation"):
+    for section in ("data", "teacher_training", "teacher_cache", "distillation", "sampling", "evaluation"):
         fields = type(getattr(config, section)).model_fields
         expected = set(fields) - {"path", "package", "file"}
         assert set(written[section]) == expected | ({"source", "id"} & set(written[section])), section
@@ -111,7 +111,7 @@ def test_sft_student_sees_no_key_of_the_divergence(raw):
         ("distillation.temperature", "warm", "distillation.temperature"),
         ("data.train_rows", 1.5, "data.train_rows"),
         ("data.path", "no/such/file.jsonl", "no such file or directory: no/such/file.jsonl"),
-        ("data.source", "web", "data.source: Input should be 'hub', 'path' or 'package'"),
+        ("data.source", "web", "data.source: Input should be 'hub', 'path', 'package' or 'reasoning-gym'"),
         ("data.id", "a/b", "source path does not take id"),
         ("strategies.x", {"divergence": "klf"}, "strategies.x.divergence: Input should be 'fkl'"),
         ("strategies.x", {"divergence": "fkl", "skew_lambda": 0.1}, "neither a parameter of fkl"),

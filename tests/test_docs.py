@@ -54,7 +54,7 @@ def test_strategy_of_the_how_to_and_its_test(hellinger):
 
 
 def test_strategies_page_has_every_divergence_with_its_range_and_default():
-    page = (DOCS / "strategies.md").read_text()
+    page = (DOCS / "strategies.md").read_text().split("## The ten")[1].split("## Temperature")[0]
     assert set(re.findall(r"^\| `([a-z-]+)` \|", page, re.M)) == set(PARAMETERS)
     for name, ranges in PARAMETERS.items():
         line = re.search(rf"^\| `{name}` \|.*$", page, re.M)[0]

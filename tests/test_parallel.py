@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from test_training import write_cache
 
 import distill
+import distill_on_policy
 import sft
 from kdag.config.training import DistillationJob
 from kdag.data import rows
@@ -37,6 +38,14 @@ SETTINGS = {
     "seed": 0,
 }
 LORA = SETTINGS | {"lora_rank": 4, "lora_dropout": 0.0}
+SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 6, "refresh": 1, "batch_size": 64}
+ON_POLICY = LORA | {
+    "divergence": "rkl",
+    "use_ce_loss": False,
+    "teacher_dtype": "float32",
+    "answers": {"student": 1.0},
+    "sampling": SAMPLING,
+}
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +67,10 @@ def home(tiny_models, tmp_path_factory) -> Path:
     teacher = load.load_model(tiny_models / "teacher", "float32")
     frame = rows.read_rows(folder / "data" / "train.parquet")
     write_cache(folder / "cache", frame, teacher, len(tokenizer))
+    (folder / "teacher").mkdir()
+    (folder / "teacher" / "model").symlink_to(tiny_models / "teacher")
+    manifest(folder / "teacher", "model")
+    tiny.chat_file(tiny_models / "student", folder / "data")
     return folder
 
 
@@ -77,6 +90,17 @@ def arguments(home: Path, target: Path, config: dict, teacher: bool) -> list[str
         "manifest": target / "manifest.json",
     } | ({"teacher": home / "cache" / "manifest.json"} if teacher else {})
     return [text for key, value in given.items() for text in (f"--{key}", str(value))]
+
+
+def on_policy(home: Path, target: Path, config: dict) -> list[str]:
+    given = arguments(home, target, config, teacher=False)
+    return [
+        *given,
+        "--teacher",
+        f"{home / 'teacher' / 'manifest.json'}",
+        "--chat",
+        f"{home / 'data' / 'chat.json'}",
+    ]
 
 
 def start(script: str, *given: str, scripts: Path = SCRIPTS) -> subprocess.Popen:
@@ -174,6 +198,29 @@ def test_a_killed_launcher_takes_its_workers_along_and_training_goes_on(home, tm
     assert "step 2/6" not in out
     distill.main(distill.arguments().parse_args(arguments(home, tmp_path / "one", config, teacher=True)))
     check_same(tmp_path / "one", tmp_path / "two")
+
+
+def test_two_processes_learn_from_the_answers_of_one_and_a_killed_run_goes_on_with_them(home, tmp_path):
+    """Each answers its own rows, by the rows' own seeds; killed in the middle, the same in the end."""
+    scripts = saving_each_step(tmp_path / "scripts")
+    given = on_policy(home, tmp_path / "two", ON_POLICY)
+    job = start("distill_on_policy", *given, scripts=scripts)
+    for line in job.stdout:
+        if "step 3/6" in line:
+            break
+    job.kill()
+    job.communicate()
+    out = finish(start("distill_on_policy", *given, scripts=scripts))
+    assert "going on from" in out and "step 2/6" not in out
+    parser = distill_on_policy.arguments()
+    distill_on_policy.main(parser.parse_args(on_policy(home, tmp_path / "one", ON_POLICY)))
+    check_same(tmp_path / "one", tmp_path / "two")
+    said = [(tmp_path / name / "answers.jsonl").read_text() for name in ("one", "two")]
+    assert len(said[0].splitlines()) == 2 * ROWS
+    entries = [[json.loads(line) for line in text.splitlines()] for text in said]
+    assert [e["tokens"] for e in entries[0]] == [e["tokens"] for e in entries[1]]
+    costs = [json.loads((tmp_path / name / "manifest.json").read_text())["cost"] for name in ("one", "two")]
+    assert costs[0] == costs[1] and costs[0]["sampled_tokens"] == sum(len(e["tokens"]) for e in entries[0])
 
 
 def test_passes_that_cannot_be_shared_out_are_refused_before_anything_starts(monkeypatch):

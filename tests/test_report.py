@@ -14,8 +14,9 @@ from kdag.config.metrics import PRIMARY
 from kdag.config.roster import home_of, table_rows, trained_ids
 from kdag.config.stages import stage_params
 from kdag.files.hashes import sha256_file
+from kdag.files.reading import read_json
 from kdag.files.seals import read_sealed, write_sealed
-from kdag.report import comparisons, measures, table
+from kdag.report import budget, comparisons, measures, table
 
 ATTACK = "<script>alert(1)</script><img src=x onerror=alert(2)> & 'quotes' \u2028"
 
@@ -52,6 +53,7 @@ def page(finished, tmp_path_factory):
         *("--intervals", folder / "report" / "intervals.csv"),
         *("--comparisons", folder / "report" / "comparisons.csv"),
         *("--tasks", folder / "report" / "tasks.csv"),
+        *("--budget", folder / "report" / "budget.csv"),
         *("--verdict", folder / "report" / "verdict.md"),
         *("--notes", folder / "report" / "notes.md"),
         *("--plan", folder / "report" / "plan.json"),
@@ -101,15 +103,21 @@ def test_page_says_below_the_table_where_answers_go_wrong(page):
 def test_notes_stand_directly_under_the_table(finished):
     import yaml
 
-    rows = table_rows(load_config(yaml.safe_load(finished.config.read_text())))
+    config = load_config(yaml.safe_load(finished.config.read_text()))
+    rows = table_rows(config)
     evaluated = finished.results / "eval"
     scores = {row["model"]: read_sealed(evaluated / row["model"] / "scores.json") for row in rows}
     items = measures.gather(rows, scores)
     fidelity = {file.parent.name: read_sealed(file) for file in evaluated.glob("*/fidelity.json")}
+    homes = {row["model"]: finished.results / home_of(config, row["model"]) for row in rows}
+    manifests = {
+        m: read_json(h / "manifest.json") for m, h in homes.items() if h.joinpath("manifest.json").is_file()
+    }
     text = table.markdown(
         *(rows, table.accuracy_table(rows, scores), comparisons.intervals(rows, items, draws=1000)),
         *(comparisons.over_seeds(rows, items), table.fidelity_table(rows, fidelity), "The verdict."),
         *(scores, table.task_table(rows, {}), {}, ["A first note.", "A second."], PRIMARY),
+        budgets=budget.budget_table(rows, manifests),
     )
     shown, caption, *rest = text.split("\n\n")
     assert "penalty" not in caption

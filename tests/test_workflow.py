@@ -141,6 +141,35 @@ def test_add_rename_and_remove_a_strategy(changed):
     assert rules == TABLE
 
 
+OWN = {"answers": "student", "divergence": "rkl"}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "further"),
+    [
+        ({"method": "seqkd"}, {"answer_teacher": 1}),
+        ({"answers": "teacher", "divergence": "fkl"}, {"answer_teacher": 1, "cache_answers": 1}),
+        (OWN, {"distill_on_policy": 1, "distill": 0}),
+        ({"method": "gkd"}, {"distill_on_policy": 1, "distill": 0}),
+    ],
+)
+def test_a_strategy_on_other_answers_runs_its_own_chain_only(changed, strategy, further):
+    rules, wildcards = changed(lambda raw: raw["strategies"].update({"new": strategy}))
+    assert rules == +of("new", extra=further)
+    assert all("new" in each or "answers=" in each for each in wildcards)
+
+
+def test_sampling_concerns_those_who_sample(changed):
+    def sampled(raw, **sampling):
+        raw["strategies"] |= {"seqkd": {"method": "seqkd"}, "opd": OWN}
+        raw["sampling"] = sampling
+
+    assert not changed(lambda raw: raw.update({"sampling": {"temperature": 0.5}}))[0]
+    both, _ = changed(sampled)
+    warm, _ = changed(lambda raw: sampled(raw, temperature=0.5))
+    assert both == warm  # nothing of the six strategies and baselines that are there
+
+
 def test_reordering_strategies_remakes_the_table(changed):
     def reverse(raw):
         raw["strategies"] = dict(reversed(raw["strategies"].items()))

@@ -296,7 +296,7 @@ def refuse_unknown(outputs=()):
         return
     here = f"results/{CONFIG.experiment}"
     folders = ["data", "check", "teacher", "cache", *(f"eval/{model}" for model in MODELS)]
-    folders += [f"answers/{name}{part}" for name in ANSWER_SETS for part in ("", "/cache")]
+    folders += [f"answers/{name}" for name in ANSWER_SETS] + [f"answers/{name}/cache" for name in ANSWER_SETS]
     folders += [f"eval/{model}/{task}" for model in MODELS for task in TASKS]
     homes = [model_home(model).replace("<results>", here) for model in MODELS]
     places = [Path(here, folder) for folder in folders] + [Path(home) for home in homes]

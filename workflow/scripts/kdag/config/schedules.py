@@ -50,8 +50,10 @@ def scheduled(above: float, most: float):
 
     def check(value):
         found = read(value)
-        if wrong := [number for number in numbers(found) if not above < number <= most]:
-            raise ValueError(f"greater than {above:g} and at most {most:g} is needed, got {wrong[0]:g}")
+        if any(not number > above for number in numbers(found)):
+            raise ValueError(f"Input should be greater than {above:g}")
+        if any(number > most for number in numbers(found)):
+            raise ValueError(f"Input should be less than or equal to {most:g}")
         if is_schedule(found) and found["over"] == "adaptive":
             raise ValueError("over: adaptive is for taid_t alone")
         return found

@@ -172,6 +172,8 @@ class Prompts(DataSource):
 
     @model_validator(mode="after")
     def _first_row_is_ifeval_s(self):
+        if self.source == GENERATED:
+            raise ValueError(f"prompts of IFEval are not generated; evaluation.tasks takes {GENERATED}")
         row = next(iter(readers.first_rows(self.path)), None) if self.source == "path" else None
         if row and (lacking := [key for key in IFEVAL_KEYS if key not in row]):
             raise ValueError(

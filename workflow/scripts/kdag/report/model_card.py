@@ -10,16 +10,25 @@ from pathlib import Path
 import pandas as pd
 from huggingface_hub import ModelCard, ModelCardData
 
+from kdag.config.kinds import DATASET, NO_DIVERGENCE, STUDENT
+from kdag.config.kinds import TEACHER as TEACHERS
 from kdag.config.roster import TEACHER, home_of, neighbours, table_rows
+from kdag.config.schedules import is_schedule
 from kdag.config.stages import canonical, shown, stage_params
 from kdag.files.manifest import read_manifest
 from kdag.files.reading import read_json
 from kdag.files.seals import read_sealed
 from kdag.report import measures
+from kdag.report.words import listed
 
 TEMPLATE = Path(__file__).parents[3] / "report" / "model_card.md.j2"
 REPOSITORY = "<this repository>"
 SHOWN = ("forward_kl", "reverse_kl", "top1_agreement", "nll")
+WHOSE = {
+    DATASET: "the data set's answers",
+    TEACHERS: "the teacher's answers",
+    STUDENT: "its own answers, sampled while it trained",
+}
 
 
 def source_name(source: dict) -> str:
@@ -87,16 +96,34 @@ def measured(scores: dict) -> str:
 def made_by(model: str, manifest: dict) -> str:
     """One sentence: how the weights came to be."""
     params = manifest["params"]
-    if manifest["stage"] != "distill":
+    if not manifest["stage"].startswith("distill"):
         taught = "the teacher of a distillation" if model == TEACHER else "the baseline without a teacher"
         return f"Fine-tuned on the answers only: {taught}."
-    own = ", ".join(f"{key} {value:g}" for key, value in params["divergence_params"].items())
-    loss = f"T² D, T = {params['temperature']:g}"
-    if params["use_ce_loss"]:
-        weight = params["kl_loss_weight"]
+    said = answers_of(manifest)
+    if params["divergence"] == NO_DIVERGENCE:
+        return f"Distilled by cross-entropy on {said}."
+    own = ", ".join(f"{key} {number(value)}" for key, value in params["divergence_params"].items())
+    loss = f"T² D, T = {number(params['temperature'])}"
+    weight = params["kl_loss_weight"]
+    if params["use_ce_loss"] and is_schedule(weight):
+        loss = f"(1 - w) CE + w {loss}, w = {number(weight)}"
+    elif params["use_ce_loss"]:
         loss = f"{1 - weight:g} CE + {weight:g} {loss}"
     named = f"`{params['divergence']}`{f' ({own})' if own else ''}"
-    return f"Distilled with D = {named}; loss per answer token: {loss}."
+    return f"Distilled with D = {named} on {said}; loss per answer token: {loss}."
+
+
+def number(value) -> str:
+    """A number, or how it moves while the model trains."""
+    return f"{value['from']:g} to {value['to']:g} ({value['over']})" if is_schedule(value) else f"{value:g}"
+
+
+def answers_of(manifest: dict) -> str:
+    """Whose answers a student was trained on."""
+    shares = manifest["params"].get("answers")
+    shares = shares or {TEACHERS if "answers" in manifest["inputs"] else DATASET: 1.0}
+    each = [(WHOSE[kind], share) for kind, share in shares.items()]
+    return listed([words if share == 1 else f"{words} ({share:.0%})" for words, share in each])
 
 
 def cut_from_teacher(derive: dict) -> str:
