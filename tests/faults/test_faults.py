@@ -35,9 +35,9 @@ USES = {
     ),
     "students/fkl/seed0/model/model.safetensors": (
         "generate",
-        "--model {r}/students/fkl/seed0/model --prompts {r}/data/prompts.jsonl --output {t}/s.jsonl"
-        ' --settings {t}/g.json --config {"max_new_tokens":2,"batch_size":4,"repetition_penalty":1.0,'
-        '"dtype":"float32"}',
+        "--model {r}/students/fkl/seed0/model --chat {r}/data/chat.json --prompts {r}/data/prompts.jsonl"
+        ' --output {t}/s.jsonl --settings {t}/g.json --config {"max_new_tokens":2,"batch_size":4,'
+        '"repetition_penalty":1.0,"dtype":"float32"}',
     ),
     "data/train.parquet": (
         "sft",
