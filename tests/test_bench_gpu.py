@@ -124,7 +124,7 @@ def test_rows_have_the_measured_lengths():
         assert ids.max() < shapes["vocabulary"]
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.5])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 def test_the_stand_in_for_trl_is_its_arithmetic(beta):
     pytest.importorskip("trl")
     import gpu_run
