@@ -109,10 +109,8 @@ def test_dry_run_shows_files_sizes_and_card(experiment, call, tmp_path):
     card = (folder / "README.md").read_text()
     head = yaml.safe_load(card.split("---")[1])
     assert head["base_model"] == "someone/small" and head["license"] == "apache-2.0"
-    assert (
-        "Distilled with D = `skewed-fkl` (skew_lambda 0.1) on the data set's answers; loss per answer token: 0.5 CE + 0.5 T² D"
-        in card
-    )
+    assert "Distilled with D = `skewed-fkl` (skew_lambda 0.1) on the data set's answers;" in card
+    assert "loss per answer token: 0.5 CE + 0.5 T² D" in card
     assert f"[someone/small](https://huggingface.co/someone/small) at `{COMMIT}`" in card
     assert "`rows.jsonl` (not from a hub), 24 rows with 300 answer tokens" in card
     assert "| student - skewed-fkl | 25.0 % [16.0, 37.0] |" in card
