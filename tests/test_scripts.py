@@ -160,6 +160,7 @@ def test_mixture_is_refused(finished, paths, tmp_path):
                 "csv",
                 "fidelity-csv",
                 "tasks-csv",
+                "budget-csv",
                 "latex",
                 "intervals",
                 "comparisons",

@@ -365,25 +365,25 @@ def test_cut_off_where_nothing_really_changed(finished):
 
 
 def test_real_rows_and_prompts_through_the_same_dag(finished, shared_data, tmp_path):
-    """Published data: 999 alpaca rows and the first 48 of IFEval's prompts, with the tiny models."""
+    """Published data: 999 alpaca rows and the first 24 of IFEval's prompts, with the tiny models."""
     raw = yaml.safe_load(finished.config.read_text())
     raw["experiment"] = "real"
     raw["data"] = {
         "source": "path",
         "path": str(shared_data / "instructions" / "alpaca_999.json"),
-        "train_rows": 96,
+        "train_rows": 64,
         "heldout_rows": 16,
         "max_tokens": 300,
         "overlong": "truncate",
     }
     raw["strategies"] = {"rkl": {"divergence": "rkl"}}
     raw["evaluation"]["prompts"]["path"] = str(shared_data / "ifeval" / "input_data.jsonl")
-    raw["evaluation"]["limit"] = 48
+    raw["evaluation"]["limit"] = 24
     config = tmp_path / "real.yaml"
     config.write_text(yaml.safe_dump(raw))
     finished.snakemake("--configfile", str(config))
     table = pd.read_csv(finished.folder / "results" / "real" / "report" / "table.csv")
-    assert len(table) == 5 and set(table["n_prompts"]) == {48} and table["n_instructions"].nunique() == 1
+    assert len(table) == 5 and set(table["n_prompts"]) == {24} and table["n_instructions"].nunique() == 1
 
 
 def test_bad_configuration_stops_before_anything_runs(finished, tmp_path):
