@@ -76,4 +76,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(recorded(one_process_per_gpu(main, MixedJob)), arguments())
+    cli.run(recorded(one_process_per_gpu(main, MixedJob)), arguments(), memory="sampling.batch_size")
