@@ -223,6 +223,14 @@ def test_two_processes_learn_from_the_answers_of_one_and_a_killed_run_goes_on_wi
     assert costs[0] == costs[1] and costs[0]["sampled_tokens"] == sum(len(e["tokens"]) for e in entries[0])
 
 
+def test_a_sharded_student_does_not_answer_itself(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("KDAG_SHARD", "1")
+    given = distill_on_policy.arguments().parse_args(on_policy(home, tmp_path, ON_POLICY))
+    with pytest.raises(UserError, match="has to fit on one GPU"):
+        distill_on_policy.main(given)
+
+
 def test_passes_that_cannot_be_shared_out_are_refused_before_anything_starts(monkeypatch):
     begun = []
     monkeypatch.setattr(launching, "launch", begun.append)

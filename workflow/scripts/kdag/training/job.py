@@ -15,6 +15,7 @@ from kdag.files.atomic import atomic_path, write_jsonl, write_text
 from kdag.files.hashes import sha256_file, sha256_json
 from kdag.files.manifest import SUBSET, read_manifest, write_manifest
 from kdag.job import arithmetic, launching
+from kdag.job.errors import UserError
 from kdag.models import load
 from kdag.models.weights import weights_of
 from kdag.teacher.cache import TeacherCache
@@ -72,6 +73,11 @@ def run_stage(
     dtype = precision.settle(settings.dtype, f"{section}.dtype")
     settings = settings.model_copy(update={"dtype": dtype})
     shard = sharding.wanted(start, settings)
+    if shard and rollouts:
+        raise UserError(
+            "a student that answers itself while it trains has to fit on one GPU, since each process answers "
+            "its own rows; take answers: teacher, tuning: lora or one process (resources.gpus.distill: 1)"
+        )
     # A checkpoint is resumed only by the very job that wrote it: same parameters, inputs, code and dtype.
     code = {m.__name__: sha256_file(m.__file__) for m in own_modules()}
     job = [stage, params, dtype, inputs, code, *([launching.processes()] if shard else [])]
