@@ -56,22 +56,10 @@ def main(args):
     from kdag.training.schedule import Objective
 
     plain = settings.divergence == NO_DIVERGENCE
-    objective = (
-        Objective()
-        if plain
-        else Objective(
-            divergence=load(settings.divergence),
-            divergence_params=settings.divergence_params,
-            kl_weight=settings.kl_loss_weight,
-            temperature=settings.temperature,
-            temperature_squared=settings.temperature_squared,
-            use_ce=settings.use_ce_loss,
-        )
-    )
     run_stage(
         "distill",
         settings,
-        objective,
+        Objective() if plain else Objective.of(settings, load(settings.divergence)),
         start=args.model,
         rows=args.train,
         chat=args.chat,

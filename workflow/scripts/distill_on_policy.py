@@ -48,18 +48,10 @@ def main(args):
     from kdag.training.rollouts import Rollouts
     from kdag.training.schedule import Objective
 
-    objective = Objective(
-        divergence=load(settings.divergence),
-        divergence_params=settings.divergence_params,
-        kl_weight=settings.kl_loss_weight,
-        temperature=settings.temperature,
-        temperature_squared=settings.temperature_squared,
-        use_ce=settings.use_ce_loss,
-    )
     run_stage(
         "distill_on_policy",
         settings,
-        objective,
+        Objective.of(settings, load(settings.divergence)),
         start=args.model,
         rows=args.train,
         chat=args.chat,

@@ -26,6 +26,18 @@ class Objective:
     temperature_squared: bool = True
     use_ce: bool = True
 
+    @classmethod
+    def of(cls, settings, divergence: Divergence) -> "Objective":
+        """What a config DistillationJob asks for, its divergence loaded."""
+        return cls(
+            divergence=divergence,
+            divergence_params=settings.divergence_params,
+            kl_weight=settings.kl_loss_weight,
+            temperature=settings.temperature,
+            temperature_squared=settings.temperature_squared,
+            use_ce=settings.use_ce_loss,
+        )
+
 
 class Schedules:
     """An objective whose numbers are those of the moment."""
