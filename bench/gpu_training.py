@@ -10,6 +10,9 @@ import common
 import gpu_shapes
 from gpu_run import GIB, NotHere, card, gkd_loss, ratio, release, times
 
+# Steps that compile, and find the memory that the others use.
+WARM_UP = 2
+
 
 def stored_teacher(run, frame):
     """A kdag.teacher.cache.TeacherCache of random states for these rows, files and hashes and all."""
@@ -190,14 +193,16 @@ def part_teacher(run):
     run.card = card(run)
     settings = training_settings(run, "teacher_training")
     rows = rows_per_step(settings)
-    frame, shape = gpu_shapes.rows(run.shapes, rows * (1 + run.often(3))), run.shapes["teacher"]
+    frame, shape = gpu_shapes.rows(run.shapes, rows * (WARM_UP + run.often(4))), run.shapes["teacher"]
     case = f"{settings.batch_size} x {settings.gradient_accumulation} rows"
-    (_, *seconds), peak = by_kdag(run, shape, frame, settings, Objective())
+    taken, peak = by_kdag(run, shape, frame, settings, Objective())
+    seconds = taken[WARM_UP:]
     training_figures(run, case, "fine-tuning", seconds, peak, rows)
     floor = step_floor(run, "teacher", frame) * rows / len(frame)
     run.figures.one(case, "fine-tuning / its limit on this card", median(seconds) / floor)
     with run.attempt("plain transformers"):
-        (_, *others), other_peak = by_loop(shape, frame, settings, transformers_loss)
+        taken, other_peak = by_loop(shape, frame, settings, transformers_loss)
+        others = taken[WARM_UP:]
         training_figures(run, case, "plain transformers", others, other_peak, rows)
         run.figures.one(case, "plain transformers / kdag, time", ratio(others, seconds))
         run.figures.one(case, "plain transformers / kdag, memory", other_peak / peak)
@@ -223,7 +228,7 @@ def measure_step(run, settings, peers, twice):
 
     run.card = card(run)
     goal, rows, shape = gpu_shapes.objective(), rows_per_step(settings), run.shapes["student"]
-    frame = gpu_shapes.rows(run.shapes, rows * (1 + run.often(2)))
+    frame = gpu_shapes.rows(run.shapes, rows * (WARM_UP + run.often(4)))
     cache = stored_teacher(run, frame)
     ours = {
         "fine-tuning": partial(by_kdag, run, shape, frame, settings, Objective()),
@@ -241,7 +246,7 @@ def measure_step(run, settings, peers, twice):
         begin = time.monotonic()
         with contextlib.nullcontext() if name in ours else run.attempt(name):
             taken, peak = (ours | others)[name]()
-            seconds[name] = seconds.get(name, []) + taken[1:]  # the first step warms up
+            seconds[name] = seconds.get(name, []) + taken[WARM_UP:]
             peaks[name] = max(peak, peaks.get(name, 0))
             training_figures(run, case, name, seconds[name], peaks[name], rows)
         took = time.monotonic() - begin

@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "workflow" / "scripts"))
-from kdag.losses import divergences
+from kdag.losses import divergences, products
 from kdag.losses.fused import distill_loss, even_chunks, scratch
 
 SIZES = {  # vocabulary: (d_s, d_t)
@@ -84,9 +84,9 @@ def bare(inputs):
     for start in range(0, len(student), size):
         rows = slice(start, min(start + size, len(student)))
         count = rows.stop - rows.start
-        torch.mm(student[rows], head.t(), out=logits[:count])
-        torch.mm(teacher[rows], teacher_head.t(), out=teacher_logits[:count])
-        torch.mm(logits[:count], head, out=grad[rows])
+        products.to_logits(student[rows], head, out=logits[:count])
+        products.to_logits(teacher[rows], teacher_head, out=teacher_logits[:count])
+        products.to_hidden(logits[:count], head, out=grad[rows])
 
 
 def kdag(inputs, divergence="fkl", use_ce=True):

@@ -97,8 +97,8 @@ def losses(student, head, teacher_logits):
             x, q, log_q = softmax(logits, temperature)
             y, p, log_p = softmax(teacher, temperature)
             for name in DIVERGENCES:
-                loss = value_and_grad(divergences.load(name), {})
-                value, grad = loss(x.clone(), y.clone(), q, p.clone(), log_q, log_p)
+                gradient, params = value_and_grad(divergences.load(name), {})
+                value, grad = gradient(x.clone(), y.clone(), q, p.clone(), log_q, log_p, **params)
                 values, grads = found.setdefault((name, temperature), ([], []))
                 values.append(value.double().sum())
                 grads.append(grad @ head / (temperature * len(student)))

@@ -19,6 +19,8 @@ SHARED = ROOT.parent / "shared" / "data"
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 arithmetic.make_reproducible()
+# Jobs see what requirements.txt installs; PEFT would import bitsandbytes, a second of each job that trains.
+WITHOUT_EXTRAS = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "without_extras")}
 
 
 @functools.cache
@@ -97,7 +99,9 @@ class Project:
             "profiles/cpu",
             *arguments,
         ]
-        done = subprocess.run(command, cwd=self.folder, timeout=timeout, text=True, capture_output=True)
+        done = subprocess.run(
+            command, cwd=self.folder, timeout=timeout, text=True, capture_output=True, env=WITHOUT_EXTRAS
+        )
         if check and done.returncode:
             raise AssertionError(f"snakemake failed:\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}")
         return done

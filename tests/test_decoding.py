@@ -138,6 +138,24 @@ def test_every_family_answers_alike_in_a_static_cache_in_halves_and_without_pyth
         assert graphs.captured >= 2, "after each halving, and each cache that was full"
 
 
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_prompts_that_are_read_a_few_rows_at_a_time_are_answered_alike(name, cache, monkeypatch):
+    model = network(name)
+    if cache == "static" and static.why_not(model):
+        pytest.skip("it has no static cache")
+    expected = decode(model, cap=12)
+    read = []
+    monkeypatch.setattr(batch, "PROMPT_TOKENS", 70)  # of 30 padded tokens a row: two rows
+    monkeypatch.setattr(
+        batch.Batch,
+        "read",
+        lambda self, *given, read_=batch.Batch.read: read.append(1) or read_(self, *given),
+    )
+    assert decode(model, cap=12, cache=cache) == expected
+    assert len(read) == 11 + (3 if static.plain(model) else 1)
+
+
 @pytest.mark.parametrize(("cache", "halving"), WAYS)
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_a_penalty_and_stop_strings_act_alike(qwen, penalty, cache, halving):

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kdag.losses import divergences
+from kdag.losses import divergences, products
 from kdag.losses import fused as module
+from kdag.losses.compiling import Compiled, wanted
 from kdag.losses.fused import distill_loss
 from kdag.losses.parameters import PARAMETERS, resolve
 
@@ -122,7 +123,7 @@ def test_rows_that_begin_at_aligned_places_give_the_same_bits(name, dtype, monke
     inputs = make(tokens=9, vocabulary=333, d_s=16, d_t=24, ignored=[2], dtype=dtype)
     expected, _ = run(inputs, name)
     expected = [tensor.clone() for tensor in expected]
-    monkeypatch.setattr(module, "scratch", lambda _, shape, like, dtype=None: module.aligned(
+    monkeypatch.setattr(module, "scratch", lambda _, shape, like, dtype=None: module.products.aligned(
         shape, like, dtype or like.dtype
     ))  # fmt: skip
     found, _ = run(inputs, name)
@@ -413,3 +414,100 @@ def test_where_liger_pads_this_refuses():
     assert abs(cut.item() - padded.item()) > 5e-4
     with pytest.raises(ValueError, match="cut both to the tokenizer's length"):
         run((hidden, shorter, teacher, teacher_head, targets))
+
+
+# --- as on a GPU ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def last_tokens_apart(monkeypatch):
+    """Products as a GPU has them: 50 tokens are 48 and 2."""
+    monkeypatch.setattr(products, "MULTIPLE", 16)
+    whole = products.parts
+    monkeypatch.setattr(products, "parts", lambda vocabulary, device: whole(vocabulary, torch.device("meta")))
+
+
+@pytest.mark.parametrize("vocabulary", [5, 48, 50])
+def test_products_in_two_parts_are_the_whole_ones(vocabulary, last_tokens_apart):
+    hidden, head, *_ = make(tokens=7, vocabulary=vocabulary)
+    hidden, head = hidden.detach(), head.detach()
+    logits = hidden @ head.t()
+    assert products.aligned(logits.shape, logits, logits.dtype).stride() == (-(-vocabulary // 16) * 16, 1)
+    out = products.aligned(logits.shape, logits, logits.dtype)
+    torch.testing.assert_close(products.to_logits(hidden, head, out=out), logits)
+    torch.testing.assert_close(products.to_hidden(out, head, torch.empty_like(hidden)), logits @ head)
+    torch.testing.assert_close(products.to_head(out, hidden, torch.empty_like(head)), logits.t() @ hidden)
+
+
+def test_the_last_tokens_apart_change_no_loss_and_no_gradient(last_tokens_apart):
+    inputs = make(tokens=9, ignored=[2])
+    found, _ = run(inputs, "skewed-rkl", chunk_tokens=4)
+    found = [tensor.clone() for tensor in found]
+    products.MULTIPLE = 1
+    same(found, run(inputs, "skewed-rkl")[0], 1e-12)
+
+
+def warnings_of(caplog):
+    return [record for record in caplog.records if "the loss is not compiled" in record.getMessage()]
+
+
+@pytest.fixture
+def compiles(monkeypatch):
+    """Blocks are compiled as on a GPU, by the same compiler; what fails to compile would be a warning."""
+    monkeypatch.setattr(module, "wanted", lambda device: True)
+    return module.compiled_block
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [*NAMES, None])
+def test_compiled_blocks_are_the_others(name, dtype, compiles, monkeypatch, caplog):
+    inputs = make(tokens=9, vocabulary=333, d_s=16, d_t=24, ignored=[2], dtype=dtype)
+    goal = {"student_cap": 5.0} if name in ("fkl", None) else {}
+    goal |= {"kl_weight": 0.0} if name is None else {"params": {key: 0.3 for key in PARAMETERS[name]}}
+    found, metrics = run(inputs, name, chunk_tokens=5, **goal)
+    found = [tensor.clone() for tensor in found]
+    assert not compiles.failed and not warnings_of(caplog)
+    monkeypatch.setattr(module, "wanted", lambda device: False)
+    expected, plain = run(inputs, name, chunk_tokens=5, **goal)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    same(found, expected, tolerance)
+    assert metrics["ce_sum"] == pytest.approx(plain["ce_sum"].item(), rel=1e-5)
+    assert float(metrics["divergence_sum"]) == pytest.approx(float(plain["divergence_sum"]), rel=1e-5)
+
+
+def test_another_number_of_rows_is_not_compiled_anew_and_settings_that_move_are_not_at_all(compiles, caplog):
+    from torch._dynamo.utils import counters
+
+    def graphs(*sizes, temperature=2.0, **how):
+        for tokens in sizes:
+            run(make(tokens=tokens, vocabulary=64, dtype=torch.float32), temperature=temperature, **how)
+        return counters["stats"]["unique_graphs"]
+
+    caplog.set_level("INFO")
+    before = graphs(9, 5, 30, 7, chunk_tokens=8)
+    assert graphs(8, 6, 23, 11, 29, chunk_tokens=7) == before
+    compiles.seen.clear()
+    compiles.moving.clear()
+    two = [graphs(7, temperature=temperature) for temperature in (1.5, 1.6)][-1]
+    assert two > before
+    for temperature in (1.7, 1.8, 1.9, 1.7):
+        assert graphs(7, temperature=temperature) == two
+    assert caplog.text.count("its settings move from step to step") == 1
+
+
+def test_what_cannot_be_compiled_runs_as_it_is_and_says_so(caplog):
+    def function(logits, targets, **settings):
+        print("no graph holds this")
+        return logits + targets
+
+    compiled = Compiled(function)
+    for _ in range(2):
+        found = compiled(torch.ones(3), torch.ones(3), gradient=None, params={}, goal={})
+        assert found.tolist() == [2, 2, 2]
+    assert len(warnings_of(caplog)) == 1
+
+
+def test_blocks_are_compiled_on_a_gpu_alone_and_not_where_it_is_off(monkeypatch):
+    assert wanted(torch.device("cuda")) and not wanted(torch.device("cpu"))
+    monkeypatch.setattr(torch._dynamo.config, "disable", True)  # TORCH_COMPILE_DISABLE=1
+    assert not wanted(torch.device("cuda"))

@@ -57,7 +57,8 @@ def analytic(name, student_logits, teacher_logits, params):
     x_sum, y_sum = x.logsumexp(-1, keepdim=True), y.logsumexp(-1, keepdim=True)
     q, p = x.softmax(-1), y.softmax(-1)
     before = q.clone()
-    value, grad = value_and_grad(DIVERGENCES[name], params)(x, y, q, p, x_sum, y_sum)
+    gradient, params = value_and_grad(DIVERGENCES[name], params)
+    value, grad = gradient(x, y, q, p, x_sum, y_sum, **params)
     assert torch.equal(q, before), "q is not the function's to change"
     assert any(grad is buffer for buffer in (x, y, p))
     return value.squeeze(1), grad

@@ -55,9 +55,9 @@ def case(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("name", [name for name in test_any.EXPERIMENTS if name != test_any.WHOLE])
+@pytest.mark.parametrize("name", [name for name, far in test_any.FAR.items() if far != "table"])
 def test_other_families_reach_the_table(name, tmp_path):
-    test_any.through_the_dag(name, tmp_path, whole=True)
+    test_any.through_the_dag(name, tmp_path, "table")
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -41,4 +41,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    cli.run(recorded(leased(main)), arguments(), memory="evaluation.batch_size")
+    cli.run(recorded(leased(main)), arguments(), memory="evaluation.batch_size", sklearn=True)

@@ -7,6 +7,7 @@ import torch
 
 from kdag.losses.cap import capped
 from kdag.losses.divergences import fkl, rkl, total_variation
+from kdag.losses.products import to_logits
 
 CHUNK = 256
 BINS = 15
@@ -49,7 +50,7 @@ def fidelity(
     for start in range(0, len(targets), CHUNK):
         rows = slice(start, start + CHUNK)
         logps = [
-            capped((hidden[rows].to(head.device, head.dtype) @ head.T).float(), cap).log_softmax(-1)
+            capped(to_logits(hidden[rows].to(head.device, head.dtype), head).float(), cap).log_softmax(-1)
             for hidden, head, cap in (
                 (student_hidden, student_head, caps[0]),
                 (teacher_hidden, teacher_head, caps[1]),

@@ -58,11 +58,21 @@ def gpu_count(text: str) -> int:
     return int(text)
 
 
-def run(main, arguments: argparse.ArgumentParser, *, network: bool = False, memory: str = "") -> None:
+def run(
+    main,
+    arguments: argparse.ArgumentParser,
+    *,
+    network: bool = False,
+    memory: str = "",
+    sklearn: bool = False,
+) -> None:
     """Parse, set up logging, run main(args); an error whose cause is known is one line and exit status 1.
 
-    memory: the key of the configuration to lower where the GPU's memory does not do.
+    memory: the key of the configuration to lower where the GPU's memory does not do. sklearn: it is used.
     """
+    if not sklearn:
+        # transformers would, for a way of generating that no stage uses: half a second of a job's start.
+        sys.modules.setdefault("sklearn", None)
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     arithmetic.make_reproducible()

@@ -25,7 +25,6 @@ so does the factor in front of their logs.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -54,17 +53,17 @@ class Divergence:
         return self.value(student_logp.to(dtype), teacher_logp.detach().to(dtype), **params)
 
 
-def value_and_grad(divergence: Callable, params: dict) -> Callable:
-    """The analytic gradient if the divergence has one, else autograd of its definition.
+def value_and_grad(divergence: Callable, params: dict) -> tuple[Callable, dict]:
+    """(gradient, its keywords): the analytic one if the divergence has it, else autograd of its definition.
 
     divergence: a Divergence, or any function of log-probs as its `value`.
     """
     gradient = getattr(divergence, "gradient", None)
     params = getattr(divergence, "resolve", dict)(params)
-    return partial(gradient, **params) if gradient else partial(by_autograd, divergence, **params)
+    return (gradient, params) if gradient else (by_autograd, {"divergence": divergence, **params})
 
 
-def by_autograd(divergence, x, y, q, p, log_q_sum, log_p_sum, **params):
+def by_autograd(x, y, q, p, log_q_sum, log_p_sum, *, divergence, **params):
     with torch.enable_grad():
         student = x.detach().requires_grad_()
         student_logp = torch.log_softmax(student, dim=-1)

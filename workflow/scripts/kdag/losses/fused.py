@@ -10,8 +10,10 @@ import math
 
 import torch
 
-from kdag.losses.base import value_and_grad
+from kdag.losses import products
+from kdag.losses.base import by_autograd, value_and_grad
 from kdag.losses.cap import capped, slope
+from kdag.losses.compiling import Compiled, wanted
 from kdag.losses.sizes import BLOCK_ELEMENTS, CHUNK_ELEMENTS
 
 IGNORE = -100
@@ -147,21 +149,12 @@ def scratch(name, shape, like, dtype=None):
     """
     dtype = dtype or like.dtype
     if like.device.type != "cpu":
-        return aligned(shape, like, dtype)
+        return products.aligned(shape, like, dtype)
     elements = math.prod(shape)
     held = _scratch.get((name, dtype))
     if held is None or len(held) < elements:
         held = _scratch[name, dtype] = torch.empty(elements, dtype=dtype)
     return held[:elements].view(shape)
-
-
-def aligned(shape, like, dtype):
-    """An uninitialised tensor whose rows begin at multiples of 64 elements.
-
-    A vocabulary is often odd (151,665), and tensor cores then leave their fast path for products with it.
-    """
-    *outer, last = shape
-    return like.new_empty((*outer, -(-last // 64) * 64), dtype=dtype)[..., :last]
 
 
 class FusedDistillation(torch.autograd.Function):
@@ -184,17 +177,17 @@ class FusedDistillation(torch.autograd.Function):
         for start in range(0, len(targets), max(size, 1)):
             rows = slice(start, min(start + size, len(targets)))
             count = rows.stop - rows.start
-            torch.mm(hidden[rows], head.t(), out=logits[:count])
+            products.to_logits(hidden[rows], head, out=logits[:count])
             if teacher_head is not None and decode:
                 block.teacher_logits = decode(select(teacher_hidden, rows), teacher_head)
             elif teacher_head is not None:
-                torch.mm(teacher_hidden[rows], teacher_head.t(), out=teacher_logits[:count])
+                products.to_logits(teacher_hidden[rows], teacher_head, out=teacher_logits[:count])
             block.run(targets[rows])
             if need_hidden:
-                torch.mm(logits[:count], head, out=grad_hidden[rows])
+                products.to_hidden(logits[:count], head, out=grad_hidden[rows])
             if need_head:
-                product = scratch("head", head.shape, head)
-                grad_head += torch.mm(logits[:count].t(), hidden[rows], out=product)
+                out = scratch("head", head.shape, head)
+                grad_head += products.to_head(logits[:count], hidden[rows], out=out)
 
         ctx.scale, ctx.head_dtype = block.scale, head.dtype
         ctx.save_for_backward(grad_hidden, grad_head)
@@ -214,80 +207,114 @@ class FusedDistillation(torch.autograd.Function):
 
 
 class Block:
-    """From a chunk's logits to its loss and gradient, a few rows at a time.
+    """From a chunk's logits to its loss and gradient.
 
     `run` leaves in `logits` the gradient of the loss with respect to them, divided by `scale`, and
-    adds to `ce_sum` and `divergence_sum`.
+    adds to `ce_sum` and `divergence_sum`. A few rows at a time, so that the work stays in a CPU's caches;
+    on a GPU the whole chunk, compiled.
     """
 
     def __init__(self, logits, teacher_logits, settings):
         self.logits, self.teacher_logits = logits, teacher_logits
-        self.temperature, self.divergence = settings["temperature"], settings["divergence"]
-        kl_scale = settings["kl_weight"] / self.temperature
+        temperature, divergence = settings["temperature"], settings["divergence"]
+        kl_scale = settings["kl_weight"] / temperature
         self.scale = max(settings["ce_weight"], kl_scale)
-        self.ce_factor, self.kl_factor = settings["ce_weight"] / self.scale, kl_scale / self.scale
-        self.cap, self.teacher_cap = settings["student_cap"], settings["teacher_cap"]
+        self.goal = {
+            "temperature": temperature,
+            "ce_factor": settings["ce_weight"] / self.scale,
+            "kl_factor": kl_scale / self.scale,
+            "cap": settings["student_cap"],
+            "teacher_cap": settings["teacher_cap"],
+        }
+        # Apart, since what is compiled must be the same function in the next chunk.
+        self.gradient, self.params = divergence or (None, {})
         self.dtype = torch.promote_types(logits.dtype, torch.float32)
         self.ce_sum = logits.new_zeros((), dtype=self.dtype)
         self.divergence_sum = logits.new_zeros((), dtype=self.dtype)
-        elements = BLOCK_ELEMENTS.get(logits.device.type, 2**20)
-        if logits.device.type == "cpu":
-            elements *= torch.get_num_threads()
-        self.rows = max(1, elements // logits.shape[1])
-        shape = 5 + (self.cap is not None), min(self.rows, len(logits)), logits.shape[1]
-        self.buffers = scratch("block", shape, logits, self.dtype)
+        compiles = wanted(logits.device) and self.gradient is not by_autograd
+        self.function, self.buffers, self.rows = compiled_block, None, max(1, len(logits))
+        if not compiles:
+            elements = BLOCK_ELEMENTS.get(logits.device.type, 2**20)
+            if logits.device.type == "cpu":
+                elements *= torch.get_num_threads()
+            self.rows = max(1, elements // logits.shape[1])
+            shape = 5 + (self.goal["cap"] is not None), min(self.rows, len(logits)), logits.shape[1]
+            self.function, self.buffers = run_block, scratch("block", shape, logits, self.dtype)
 
     def run(self, targets):
         for start in range(0, len(targets), self.rows):
             rows = slice(start, min(start + self.rows, len(targets)))
             teacher_logits = None if self.teacher_logits is None else self.teacher_logits[rows]
-            self.run_block(self.logits[rows], teacher_logits, targets[rows].unsqueeze(1))
+            # A copy: what is compiled is compiled again for tensors that begin within another.
+            given = self.logits[rows], teacher_logits, targets[rows].unsqueeze(1).clone()
+            settings = {"gradient": self.gradient, "params": self.params, "goal": self.goal}
+            if self.buffers is not None:
+                settings["buffers"] = self.buffers[:, : rows.stop - rows.start]
+            ce_sum, divergence_sum = self.function(*given, **settings)
+            self.ce_sum += ce_sum
+            self.divergence_sum += divergence_sum
 
-    def run_block(self, logits, teacher_logits, targets):
-        """logits [n, V] become their gradient; targets [n, 1]."""
-        x, y, q, p, e, *slopes = (buffer[: len(logits)] for buffer in self.buffers)
-        if self.cap is not None:
-            # In full precision, and not over the logits, which take the gradient in the end.
-            logits, given = capped(x.copy_(logits), self.cap), logits
-            slope(logits, self.cap, slopes[0])
-        target_logits = logits.gather(1, targets).to(self.dtype)
-        x, peak, log_sum = softmax(logits, self.temperature, x, q)
-        untemper = bool(self.ce_factor) and self.temperature not in (1, 2)
+
+def run_block(logits, teacher_logits, targets, *, gradient, params, goal, buffers=None):
+    """logits [n, V] become their gradient; targets [n, 1]. Returns the sums of CE and of the divergence.
+
+    gradient, params: value_and_grad's; goal: Block's. buffers: five times [n, V], six under a cap, to be
+    written over; without them the compiler finds room, and the logits serve as none.
+    """
+    temperature, ce_factor, kl_factor = goal["temperature"], goal["ce_factor"], goal["kl_factor"]
+    cap, teacher_cap = goal["cap"], goal["teacher_cap"]
+    in_place = buffers is not None
+    if not in_place:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        buffers = [torch.empty_like(logits, dtype=dtype) for _ in range(5 + (cap is not None))]
+    x, y, q, p, e, *slopes = buffers
+    ce_sum = divergence_sum = 0
+    if cap is not None:
+        # In full precision, and not over the logits, which take the gradient in the end.
+        logits, given = capped(x.copy_(logits), cap), logits
+        slope(logits, cap, slopes[0])
+    target_logits = logits.gather(1, targets).to(x.dtype)
+    x, peak, log_sum = softmax(logits, temperature, x, q, in_place)
+    untemper = bool(ce_factor) and temperature not in (1, 2)
+    if untemper:
+        torch.mul(x, temperature, out=e).exp_()
+    grad = None
+    if kl_factor:
+        if teacher_cap is not None:
+            teacher_logits = capped(y.copy_(teacher_logits), teacher_cap)
+        y, _, teacher_log_sum = softmax(teacher_logits, temperature, y, p, in_place)
+        value, grad = gradient(x, y, q, p, log_sum, teacher_log_sum, **params)
+        divergence_sum = value.sum()
+        if kl_factor != 1:
+            grad.mul_(kl_factor)
+    if ce_factor:
         if untemper:
-            torch.mul(x, self.temperature, out=e).exp_()
-        grad = None
-        if self.kl_factor:
-            if self.teacher_cap is not None:
-                teacher_logits = capped(y.copy_(teacher_logits), self.teacher_cap)
-            y, _, teacher_log_sum = softmax(teacher_logits, self.temperature, y, p)
-            value, grad = self.divergence(x, y, q, p, log_sum, teacher_log_sum)
-            self.divergence_sum += value.sum()
-            if self.kl_factor != 1:
-                grad.mul_(self.kl_factor)
-        if self.ce_factor:
-            if untemper:
-                log_sum = 0
-            elif self.temperature == 2:
-                e, log_sum = q.square_(), 2 * log_sum
-            else:
-                e = q
-            total = e.sum(-1, keepdim=True)
-            self.ce_sum += (peak + log_sum + total.log() - target_logits).sum()
-            factor = self.ce_factor / total
-            grad = e.mul_(factor) if grad is None else grad.addcmul_(e, factor)
-            grad.scatter_add_(1, targets, torch.full_like(target_logits, -self.ce_factor))
-        if self.cap is not None:
-            logits, grad = given, grad.mul_(slopes[0])
-        if grad is not logits:
-            logits.copy_(grad)
+            log_sum = 0
+        elif temperature == 2:
+            e, log_sum = q.square_(), 2 * log_sum
+        else:
+            e = q
+        total = e.sum(-1, keepdim=True)
+        ce_sum = (peak + log_sum + total.log() - target_logits).sum()
+        factor = ce_factor / total
+        grad = e.mul_(factor) if grad is None else grad.addcmul_(e, factor)
+        grad.scatter_add_(1, targets, torch.full_like(target_logits, -ce_factor))
+    if cap is not None:
+        logits, grad = given, grad.mul_(slopes[0])
+    if grad is not logits:
+        logits.copy_(grad)
+    return ce_sum, divergence_sum
 
 
-def softmax(logits, temperature, x, q):
-    """x = (logits - peak) / T, in place of the logits where they are in fp32; q = softmax(x).
+compiled_block = Compiled(run_block)
+
+
+def softmax(logits, temperature, x, q, in_place):
+    """x = (logits - peak) / T, `in_place` of the logits where they are in fp32; q = softmax(x).
 
     Returns x, the peak and ln sum exp x, both [n, 1].
     """
-    x = logits if logits.dtype == x.dtype else x.copy_(logits)
+    x = logits if in_place and logits.dtype == x.dtype else x.copy_(logits)
     peak = x.amax(-1, keepdim=True)
     torch.add(peak * (-1 / temperature), x, alpha=1 / temperature, out=x)
     total = torch.exp(x, out=q).sum(-1, keepdim=True)

@@ -5,9 +5,12 @@ import logging
 import torch
 from transformers import DynamicCache
 
-from kdag.models.static import Graphs, graphs_wanted, rounded, spread, with_room
+from kdag.models.static import Graphs, graphs_wanted, joined, plain, rounded, spread, with_room
 
 ROOM = 256  # tokens that a static cache has room for before a longer one takes its place
+PROMPT_TOKENS = (
+    2**15
+)  # of prompts, padded, that are read at once: activations of 32,768 take GBs in a 7B model
 
 
 class Batch:
@@ -78,16 +81,31 @@ class Batch:
         self.length = min(rounded(self.filled + ROOM), self.longest)
         self.cache = with_room(self.cache, self.filled, self.length, lines)
 
-    def choose(self) -> None:
-        """Read `tokens`, and put what each row says next in their place."""
-        logits = self.forward(
-            input_ids=self.tokens,
-            attention_mask=self.mask[:, : self.length or self.filled + self.tokens.shape[1]],
-            position_ids=self.positions,
-            past_key_values=self.cache,
+    def read_prompts(self) -> torch.Tensor:
+        """`read` of all prompts, a few rows at a time where they are many: into `cache`."""
+        rows = max(1, PROMPT_TOKENS // self.tokens.shape[1])
+        if rows >= len(self.tokens) or not plain(self.model):
+            return self.read(slice(None), self.cache)
+        parts = [slice(start, start + rows) for start in range(0, len(self.tokens), rows)]
+        caches = [self.cache, *(DynamicCache(config=self.model.config) for _ in parts[1:])]
+        logits = torch.cat(list(map(self.read, parts, caches)))
+        self.cache = joined(caches)
+        return logits
+
+    def read(self, rows: slice, cache) -> torch.Tensor:
+        """The logits of the token after `tokens`, [n, V]; their keys and values go into `cache`."""
+        return self.forward(
+            input_ids=self.tokens[rows],
+            attention_mask=self.mask[rows, : self.length or self.filled + self.tokens.shape[1]],
+            position_ids=self.positions[rows],
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1, : self.vocabulary]
+
+    def choose(self) -> None:
+        """Read `tokens`, and put what each row says next in their place."""
+        logits = self.read(slice(None), self.cache) if self.filled else self.read_prompts()
         if self.penalty != 1.0:
             logits = logits.float()
             weaker = torch.where(logits < 0, logits * self.penalty, logits / self.penalty)

@@ -32,12 +32,27 @@ def why_not(model) -> str | None:
     """Why a model's keys and values cannot stay where they are; None if they can."""
     if not model._can_compile_fullgraph:
         return "transformers has no static cache for its family"
-    layers = DynamicCache(config=model.config).layers
-    if not layers or not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers):
+    if not plain(model):
         return "its layers remember more than keys and values"
     if spread(model):
         return "its layers lie on several GPUs"
     return None
+
+
+def plain(model) -> bool:
+    """Do its layers remember keys and values, and nothing else?"""
+    layers = DynamicCache(config=model.config).layers
+    return bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
+def joined(caches: list[Cache]) -> Cache:
+    """The rows of several dynamic caches of one length in one; the others are given up layer by layer."""
+    for first, *others in zip(*(cache.layers for cache in caches), strict=True):
+        first.keys = torch.cat([first.keys, *(layer.keys for layer in others)])
+        first.values = torch.cat([first.values, *(layer.values for layer in others)])
+        for layer in others:
+            layer.keys = layer.values = None
+    return caches[0]
 
 
 def spread(model) -> bool:

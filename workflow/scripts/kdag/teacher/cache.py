@@ -134,6 +134,13 @@ def write_head(model, vocabulary: int, path: Path, dtype: str) -> None:
         save_file({"head": head} | ({} if cap is None else {"cap": torch.tensor(cap)}), partial)
 
 
+def slices(path: Path) -> dict:
+    """{name: what reads a range of rows} of the tensors that a shard stores of its rows' tokens."""
+    file = safe_open(path, "pt")
+    names = set(file.keys()) - {"offsets", "targets"}
+    return {name: file.get_slice(name) for name in sorted(names)}
+
+
 class TeacherCache:
     """Random access to one part of a cache, checked against the rows it is used with.
 
@@ -174,8 +181,8 @@ class TeacherCache:
         self.weights = manifest.get("weights", 0)
         self.head, self.cap = stored["head"], stored["cap"].item() if "cap" in stored else None
         self.logits = None if store == "hidden" else partial(SCHEMES[store].logits, cap=self.cap)
-        self.shards, self.place = [], []
-        for number, path in enumerate(sorted((folder / part).glob("shard-*.safetensors"))):
+        self.files, self.place = sorted((folder / part).glob("shard-*.safetensors")), []
+        for number, path in enumerate(self.files):
             file = safe_open(path, "pt")
             offsets = file.get_tensor("offsets").tolist()
             stored = file.get_tensor("targets").numpy()
@@ -185,11 +192,18 @@ class TeacherCache:
                 if not np.array_equal(stored[start:end], answer_tokens(targets)):
                     raise UserError(f"{path}: row {len(self.place)} has other target tokens than the data")
                 self.place.append((number, start, end))
-            names = set(file.keys()) - {"offsets", "targets"}
-            self.shards.append({name: file.get_slice(name) for name in sorted(names)})
         if len(self.place) != len(frame):
             raise UserError(f"{folder}: {len(self.place)} rows are cached, {len(frame)} are needed")
+        self.shards = [slices(path) for path in self.files]
         logging.info("cache of %d rows in %s verified", len(self.place), folder / part)
+
+    def __getstate__(self) -> dict:
+        """What another process needs that reads rows ahead: `row`, which opens the files anew there."""
+        return {"files": self.files, "place": self.place}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self.shards = [slices(path) for path in self.files]
 
     def known(self, batch: dict, learn: torch.Tensor):
         """Hidden states [N, d], or the stored tensors of another scheme, {name: [N, ...]}."""

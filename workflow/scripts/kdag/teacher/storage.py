@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 
 from kdag.losses.cap import capped
+from kdag.losses.products import to_logits
 from kdag.teacher.sizes import BYTES_PER_TOKEN, GROUP
 
 TAILS = ("bucket", "renormalised")
@@ -42,7 +43,7 @@ class Scheme:
 
 def product(hidden, head, cap=None):
     """Logits [n, V] in the head's dtype, under the teacher's soft cap if it has one."""
-    return capped(hidden.to(head.dtype) @ head.t(), cap)
+    return capped(to_logits(hidden.to(head.dtype), head), cap)
 
 
 def encode_hidden(hidden, head, *, dtype="bfloat16", cap=None):
