@@ -78,7 +78,7 @@ fidelity: install ## what storing less of the teacher costs, measured on the dem
 	$(BIN)/python bench/storage.py
 
 bench: install ## measure speed and memory next to peers and limits, after `make demo` (an hour or two)
-	for name in loss step launches cache growth peers saved; do $(BIN)/python bench/$$name.py --json results/bench/$$name.json || exit 1; done
+	for name in loss step launches cache growth peers on_policy saved; do $(BIN)/python bench/$$name.py --json results/bench/$$name.json || exit 1; done
 	$(BIN)/python bench/loss.py --divergences --threads 1 --tokens 128 --rounds 2 --no-memory --json results/bench/divergences.json
 
 bench-gpu: install ## the figures at real shapes on one GPU (under 10 minutes)

@@ -170,9 +170,8 @@ def part_divergences(run):
     here = installed(run)
     run.figures.note(f"GKD's loss: {gkd_loss()[1]}")
     peers = {name: ours for name, ours in bench.PEERS.items() if here.get(name.rpartition("-")[0])}
-    count = run.little(2048, 16)
-    sizes = [widths(run)] if run.tiny else [(128256, *bench.SIZES[128256]), widths(run)]
-    for size in sizes:
+    sizes = {16: widths(run)} if run.tiny else {8192: (128256, *bench.SIZES[128256]), 2048: widths(run)}
+    for count, size in sizes.items():
         case = f"N = {count}, V = {size[0]}"
         inputs, same = loss_inputs(run, run.little(64, 16), torch.float32, size), {}
         for peer, ours in peers.items():

@@ -19,8 +19,11 @@ SHARED = ROOT.parent / "shared" / "data"
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 arithmetic.make_reproducible()
-# Jobs see what requirements.txt installs; PEFT would import bitsandbytes, a second of each job that trains.
-WITHOUT_EXTRAS = {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "without_extras")}
+
+
+def without_extras() -> dict[str, str]:
+    """The environment of jobs that see what requirements.txt installs: PEFT would import bitsandbytes."""
+    return {**os.environ, "PYTHONPATH": str(ROOT / "tests" / "without_extras")}
 
 
 @functools.cache
@@ -100,7 +103,7 @@ class Project:
             *arguments,
         ]
         done = subprocess.run(
-            command, cwd=self.folder, timeout=timeout, text=True, capture_output=True, env=WITHOUT_EXTRAS
+            command, cwd=self.folder, timeout=timeout, text=True, capture_output=True, env=without_extras()
         )
         if check and done.returncode:
             raise AssertionError(f"snakemake failed:\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}")
@@ -109,7 +112,9 @@ class Project:
     def script(self, name: str, *arguments, check=True) -> subprocess.CompletedProcess:
         """Run a stage script by hand from the project's folder."""
         command = [sys.executable, f"workflow/scripts/{name}.py", *map(str, arguments)]
-        done = subprocess.run(command, cwd=self.folder, text=True, capture_output=True, timeout=900)
+        done = subprocess.run(
+            command, cwd=self.folder, text=True, capture_output=True, timeout=900, env=without_extras()
+        )
         if check and done.returncode:
             raise AssertionError(f"{name} failed:\n{done.stderr[-6000:]}")
         return done

@@ -251,6 +251,30 @@ def test_default_experiment_fits_one_large_card():
         assert entry["gpu_bytes"] > 2 * entry["parameters"]
 
 
+def test_answers_to_the_training_prompts_are_planned():
+    """One set for all who sample alike, states where they are read, a student's own in its training."""
+    fixed = {"fkl": {"divergence": "fkl"}, "seqkd": {"method": "seqkd"}}
+    both = planned(strategies=fixed | {"seqfkl": {"answers": "teacher", "divergence": "fkl"}})
+    assert "cache_answers" not in planned(strategies=fixed)
+    assert both["answer_teacher"]["jobs"] == both["cache_answers"]["jobs"] == 1
+    assert both["distill"]["jobs"] == 3 and "distill_on_policy" not in both
+    own = {"opd": {"answers": "student", "divergence": "rkl"}, "half": {"method": "gkd"}}
+    plan = planned(strategies=fixed | own)
+    alone = plan["distill_on_policy"]
+    assert alone["jobs"] == 2 and alone["hours"] > plan["distill"]["hours"]
+    offline = planned(strategies={"rkl": {"divergence": "rkl", "online": True}})["distill"]
+    whole, half = (
+        planned(strategies={"x": {"answers": answers, "divergence": "rkl"}})["distill_on_policy"]
+        for answers in ("student", {"student": 0.5, "dataset": 0.5})
+    )
+    sampled = whole["hours"] - offline["hours"]
+    assert half["hours"] - offline["hours"] == pytest.approx(sampled / 2)
+    longer = planned(strategies=own, sampling__max_new_tokens=2048)["distill_on_policy"]
+    assert longer["hours"] > alone["hours"] and longer["gpu_bytes"] >= alone["gpu_bytes"]
+    cramped = planned(strategies=fixed, memory=25)["answer_teacher"]
+    assert cramped["too_large"] == "sampling.batch_size"
+
+
 def test_the_memory_of_a_job_is_that_of_its_kind():
     small = {"divergence": "fkl", "gradient_checkpointing": True}
     plan = planned(strategies={"small": small, "large": {"divergence": "fkl"}})

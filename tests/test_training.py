@@ -21,7 +21,7 @@ from kdag.teacher.cache import TeacherCache, answer_states, write_head, write_pa
 from kdag.teacher.live import LiveTeacher
 from kdag.teacher.writing import encoder
 from kdag.training import checkpoints, train
-from kdag.training.batches import EpochSampler
+from kdag.training.batches import EpochSampler, Rows, collate
 
 DATA = {"vocabulary_hash": "of a vocabulary", "template_hash": "of a template"}
 
@@ -201,6 +201,17 @@ def test_cache_takes_two_bytes_per_value_and_eight_per_token_at_most(tiny_models
     tokens, width = stored["hidden"].shape
     used = sum(t.nbytes for name, t in stored.items() if name != "offsets")
     assert used <= tokens * (2 * width + 8)
+
+
+def test_a_process_that_is_started_anew_reads_the_cache_ahead(frame, cache):
+    """As a training on a GPU has one, and as Python starts it from 3.14 on; without the head, a gigabyte."""
+    rows = Rows(frame, TeacherCache(cache, "train", frame, DATA))
+    assert not {"head", "cap"} & rows.cache.__getstate__().keys()
+    how = {"batch_size": 8, "collate_fn": collate}
+    ahead = torch.utils.data.DataLoader(rows, num_workers=1, multiprocessing_context="spawn", **how)
+    for found, expected in zip(ahead, torch.utils.data.DataLoader(rows, **how), strict=True):
+        assert torch.equal(found["teacher"]["hidden"], expected["teacher"]["hidden"])
+        assert torch.equal(found["input_ids"], expected["input_ids"])
 
 
 @pytest.mark.parametrize("fault", ["truncated", "flipped", "emptied", "missing", "other rows"])

@@ -55,7 +55,7 @@ def case(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("name", [name for name, far in test_any.FAR.items() if far != "table"])
+@pytest.mark.parametrize("name", test_any.EXPERIMENTS)
 def test_other_families_reach_the_table(name, tmp_path):
     test_any.through_the_dag(name, tmp_path, "table")
 

@@ -135,10 +135,11 @@ def gpus_of(stage):
     return getattr(CONFIG.resources.gpus, stage, 0)
 
 
-def needs(stage, models=("model",), together=sum):
+def needs(stage, models=("model",), together=sum, plan=None):
     """What a job asks for, wherever it runs; memory and time grow with its models and with each attempt.
 
     models: the names of the inputs that are models, held at once, or with `together=max` one after the other.
+    plan: the planner's name of the jobs, if it is another.
     Until they are there a dry run shows <TBD>.
     """
     gpus = gpus_of(stage)
@@ -148,7 +149,7 @@ def needs(stage, models=("model",), together=sum):
 
     def planned(wildcards, input):
         weights(input)
-        entry = planned_stages(*map(Path.is_file, PLANNED_FROM)).get(stage)
+        entry = planned_stages(*map(Path.is_file, PLANNED_FROM)).get(plan or stage)
         return expected.seconds_of(entry) if entry else 0
 
     def gpu_mb(wildcards, input):
@@ -156,7 +157,7 @@ def needs(stage, models=("model",), together=sum):
         entries = planned_stages(*map(Path.is_file, PLANNED_FROM))
         if stage == "generate" and CONFIG.evaluation.backend == "vllm":  # it takes all that it finds
             return expected.WHOLE_GPU
-        of = TRAININGS if stage == "check_models" else [stage]
+        of = TRAININGS if stage == "check_models" else [plan or stage]
         return max(expected.gpu_mb(entries.get(name), kind_of(wildcards)) for name in of)
 
     return {

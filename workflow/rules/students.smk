@@ -91,4 +91,4 @@ if ON_POLICY:
         wildcard_constraints:
             strategy="|".join(map(re.escape, ON_POLICY)),
         resources:
-            **needs("distill", ["model", "states"]) | {"planned": 0},  # the planner knows no sampling
+            **needs("distill", ["model", "states"], plan="distill_on_policy"),

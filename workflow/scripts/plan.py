@@ -78,7 +78,7 @@ def totals(plan: list[dict], teacher: Shape, student: Shape) -> dict:
 
 HEAD = ("stage", "jobs", "weights", "trained", "GPU GiB", "host GiB", "disk GB", "h/job", "hours", "fits")
 WIDTH = 100
-LINE = "{:<16} {:>7} {:>8} {:>8} {:>8} {:>8} {:>9} {:>8} {:>10}  {}"
+LINE = "{:<17} {:>6} {:>8} {:>8} {:>8} {:>8} {:>9} {:>8} {:>10}  {}"
 
 
 def table(plan: list[dict]) -> str:

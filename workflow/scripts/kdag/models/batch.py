@@ -5,12 +5,10 @@ import logging
 import torch
 from transformers import DynamicCache
 
+from kdag.models.sizes import PROMPT_TOKENS
 from kdag.models.static import Graphs, graphs_wanted, joined, plain, rounded, spread, with_room
 
 ROOM = 256  # tokens that a static cache has room for before a longer one takes its place
-PROMPT_TOKENS = (
-    2**15
-)  # of prompts, padded, that are read at once: activations of 32,768 take GBs in a 7B model
 
 
 class Batch:

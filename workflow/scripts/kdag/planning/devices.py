@@ -83,12 +83,11 @@ def of_model(name: str) -> Device | None:
         return None
 
 
-# Assumed, and printed with every plan. Nothing here was fitted to a GPU.
+# Assumed, and printed with every plan. Two are fitted to one H100 (bench/gpu.py, docs/performance.md): the
+# bandwidth's share and the time of a layer, which is the host's.
 EFFICIENCY = 0.35  # of the rate, in matrix products over a thousand tokens and more
-BANDWIDTH_SHARE = 0.6  # of the bandwidth, where weights and cached keys are read
-LAYER_SECONDS = (
-    0.0007  # at least, per layer of a forward pass: Python launches its kernels; 20 ms for 28 layers
-)
+BANDWIDTH_SHARE = 0.5  # of the bandwidth, where weights and cached keys are read
+LAYER_SECONDS = 0.0025  # at least, per layer of a pass of training or caching: Python launches its kernels
 LORA_LAUNCHES = 2  # times as many kernels in a pass with adapters
 START_SECONDS = 40  # of a job: Snakemake, imports, CUDA, the check of its inputs
 DISK_RATE = 1e9  # bytes per second, for loading, hashing and saving weights

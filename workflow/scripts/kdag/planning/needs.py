@@ -4,11 +4,12 @@ Sizes are bytes, times seconds. How the formulas were found, and how far from me
 docs/planning.md.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp
 
 from kdag.config.experiment import Config
 from kdag.losses.sizes import BLOCK_ELEMENTS, CHUNK_ELEMENTS
+from kdag.models.sizes import PROMPT_TOKENS
 from kdag.planning import devices
 from kdag.planning.devices import Device
 from kdag.planning.shapes import Shape
@@ -66,6 +67,17 @@ class Need:
             return self.device(device)
         loading = devices.CUDA_PROCESS + 2 * self.shape.parameters
         return loading * (1 if self.spread else gpus) + self.held
+
+
+def with_sampling(need: Need, sampled: Need, times: float) -> Need:
+    """A training whose student answers its prompts, `times` over, nothing being kept for a backward pass."""
+    besides = sampled.fixed - sampled.weights + sampled.transient
+    return replace(
+        need,
+        transient=max(need.transient, besides),
+        flops=need.flops + times * sampled.flops,
+        seconds=need.seconds + times * sampled.seconds,
+    )
 
 
 def stored_bytes(config: Config, teacher: Shape) -> float:
@@ -187,15 +199,17 @@ def generating(shape, evaluation, tokens, device, answer) -> Need:
     )
     # The batch of the longest prompts comes first, all padded to the longest. Rows leave as they end (on a
     # GPU once half have), and a step with a new number of rows has new products.
+    read_at_once = min(batch * tokens["longest_prompt"], max(PROMPT_TOKENS, tokens["longest_prompt"]))
     held = item * shape.parameters
     held += per_token * batch * (tokens["longest_prompt"] + evaluation.max_new_tokens)
     ends = 1 - exp(-evaluation.max_new_tokens / answer)
     return Need(
         shape=shape,
         fixed=held + (item + 4) * batch * shape.vocabulary,
-        transient=batch * tokens["longest_prompt"] * shape.per_layer(FORWARD) * item / 2,
+        transient=read_at_once * shape.per_layer(FORWARD) * item / 2,
         flops=flops,
-        seconds=devices.compute_seconds(device, flops, steps * shape.layers, read),
+        # A step is one launch, a CUDA graph; models without a static cache take longer.
+        seconds=devices.compute_seconds(device, flops, read=read),
         weights=item * shape.parameters,
         disk=tokens["prompts"] * (4 * answer + 3000),  # the answer's text, its prompt, its scores
         parted=held,

@@ -7,10 +7,21 @@ How it is computed, and how far from measurements it is: docs/planning.md.
 from math import ceil
 
 from kdag.config.experiment import Config
+from kdag.config.kinds import NO_DIVERGENCE, STUDENT
 from kdag.config.roster import model_ids, student_ids
+from kdag.config.sampling import Sampling
+from kdag.config.stages import answer_set, answer_sets
 from kdag.planning import devices
 from kdag.planning.devices import Device
-from kdag.planning.needs import Need, caching, generating, measuring, stored_bytes, training
+from kdag.planning.needs import (
+    Need,
+    caching,
+    generating,
+    measuring,
+    stored_bytes,
+    training,
+    with_sampling,
+)
 from kdag.planning.shapes import Shape
 
 # What takes less memory, the least harmful first: (field, value).
@@ -23,6 +34,7 @@ TRAINING_CHANGES = (
 )
 CACHE_CHANGES = (("batch_tokens", 1024), ("dtype", "bfloat16"))
 EVALUATION_CHANGES = (("batch_size", 1), ("dtype", "bfloat16"))
+GPUS_OF = {"cache_answers": "cache_teacher", "distill_on_policy": "distill"}  # where the key is another's
 SEVERAL_GPUS = (2, 4, 8)  # of one machine
 LEAST_STEPS = 36  # of a student cut from its teacher, which must first learn to speak again
 # bench/gpu_shapes.py: means of 999 Alpaca rows; IFEval's 541 prompts and the answers to them. The longest
@@ -66,6 +78,27 @@ def plan(config: Config, teacher: Shape, student: Shape, device: Device, tokens:
     def cached(settings):
         return caching(teacher, settings, tokens, device, parts, kept)
 
+    def cached_answers(settings):
+        return caching(teacher, settings, tokens, device, ["train"], kept)
+
+    def answering(shape, answer):
+        return lambda settings: generating(shape, settings, asked(tokens), device, answer)
+
+    def asked_of_teacher(name, params):
+        sampling = Sampling(**{key: value for key, value in params.items() if key in Sampling.model_fields})
+        settings = questions(config, sampling, params["dtype"])
+        return name, 1, settings, answering(teacher, mean_answer(sampling)), ask, large
+
+    def on_policy(live, sampling, share):
+        def compute(settings):
+            step = settings.batch_size * settings.gradient_accumulation * sampling.refresh
+            asking = questions(config, sampling, settings.dtype, step)
+            answers = answering(student, mean_answer(sampling))(asking)
+            own = trained(student, teacher, live)(settings)
+            return with_sampling(own, answers, share * settings.epochs)
+
+        return compute
+
     def answered(shape, side):
         return lambda settings: generating(shape, settings, tokens, device, tokens["generated"][side])
 
@@ -73,20 +106,29 @@ def plan(config: Config, teacher: Shape, student: Shape, device: Device, tokens:
         return measuring(student, teacher, settings, tokens, device)
 
     large, small = model_key(config, "teacher"), model_key(config, "student")
-    distilled = []
+    distilled, by_themselves = [], []
     for name, strategy in config.strategies.items():
         live = config.teacher_cache.dtype if config.online(name) else None
+        share, compute, kind = strategy.answers.get(STUDENT), trained(student, teacher, live), distilled
+        if share:
+            compute, kind = on_policy(live, config.sampling_of(name), share), by_themselves
         own = {key: f"strategies.{name}.{key}" for key in strategy.overrides()}
         settings = with_dtype(config.distillation_of(name), device)
         change = remedies("distillation", TRAINING_CHANGES, own)
-        distilled.append((name, seeds, settings, trained(student, teacher, live), change, small))
+        kind.append((name, seeds, settings, compute, change, small))
     tune, cut = remedies("teacher_training", TRAINING_CHANGES), remedies("teacher_cache", CACHE_CHANGES)
+    ask = remedies("sampling", (("batch_size", 1),))
     learn, change = remedies("distillation", TRAINING_CHANGES), remedies("evaluation", EVALUATION_CHANGES)
     stages = {
         "sft_teacher": [("teacher", 1, config.teacher_training, trained(teacher), tune, large)],
         "cache_teacher": [("teacher", 1, config.teacher_cache, cached, cut, large)],
+        "answer_teacher": [asked_of_teacher(name, params) for name, params in answer_sets(config).items()],
+        "cache_answers": [
+            (name, 1, config.teacher_cache, cached_answers, cut, large) for name in cached_sets(config)
+        ],
         "sft_student": [("student", seeds, config.distillation, trained(student), learn, small)],
         "distill": distilled,
+        "distill_on_policy": by_themselves,
         "generate": [
             ("teacher", 2, evaluation, answered(teacher, "teacher"), change, large),
             (
@@ -100,7 +142,35 @@ def plan(config: Config, teacher: Shape, student: Shape, device: Device, tokens:
         ],
         "measure_fidelity": [("student", students + 1, evaluation, compared, change, small)],
     }
-    return [entry(config, device, stage, kinds) for stage, kinds in stages.items()]
+    return [entry(config, device, stage, kinds) for stage, kinds in stages.items() if kinds]
+
+
+def asked(tokens: dict) -> dict:
+    """The same, the training prompts in the place of the evaluation's; the longest may be a whole row."""
+    rows = tokens["train"]
+    prompt = (rows["tokens"] - rows["answers"]) / rows["rows"]
+    return tokens | {"prompts": rows["rows"], "prompt": prompt, "longest_prompt": tokens["longest"]}
+
+
+def mean_answer(sampling: Sampling) -> float:
+    return min(ROW["answer"], sampling.max_new_tokens)
+
+
+def questions(config: Config, sampling: Sampling, dtype: str, at_once: int | None = None):
+    """A section `evaluation` for training prompts that are answered, at most `at_once` of them at a time."""
+    size = min(sampling.batch_size, at_once or sampling.batch_size)
+    update = {"batch_size": size, "max_new_tokens": sampling.max_new_tokens, "dtype": dtype}
+    return config.evaluation.model_copy(update=update)
+
+
+def cached_sets(config: Config) -> list[str]:
+    """The teacher's answers whose states are stored, for strategies with a divergence and no live teacher."""
+    wanted = (
+        answer_set(config, name)
+        for name in config.answered()
+        if config.strategies[name].divergence != NO_DIVERGENCE and not config.online(name)
+    )
+    return list(dict.fromkeys(wanted))
 
 
 def with_dtype(section, device: Device):
@@ -164,7 +234,7 @@ def entry(config: Config, device: Device, stage: str, kinds) -> dict:
 
     A kind's name is its strategy in `distill`, elsewhere whose model it is.
     """
-    gpus = getattr(config.resources.gpus, stage)
+    gpus = getattr(config.resources.gpus, GPUS_OF.get(stage, stage))
     shards = config.teacher_cache.shards if stage == "cache_teacher" else 1
     taken = [(jobs, compute(settings)) for _, jobs, settings, compute, *_ in kinds]
     number = sum(jobs for jobs, _ in taken)
