@@ -512,6 +512,40 @@ def test_what_cannot_be_compiled_runs_as_it_is_and_says_so(caplog):
     assert len(warnings_of(caplog)) == 1
 
 
+def test_kernels_that_cannot_be_built_are_done_without_and_no_memory_is_another_matter(caplog, monkeypatch):
+    """Triton needs a C compiler, and notices so when a kernel first runs."""
+
+    def function(logits, **settings):
+        return logits.add_(1)
+
+    def broken(error):
+        def run(logits, **settings):
+            logits.zero_()
+            raise error
+
+        return run
+
+    given = {"gradient": None, "params": {}, "goal": {}}
+    compiled = Compiled(function)
+    monkeypatch.setattr(
+        compiled, "compiled", broken(RuntimeError("Failed to find C compiler")), raising=False
+    )
+    logits = torch.ones(3)
+    assert compiled(logits, **given).tolist() == [2, 2, 2] and compiled(logits, **given).tolist() == [3, 3, 3]
+    assert [record.getMessage() for record in warnings_of(caplog)] == [
+        "the loss is not compiled, and slower: RuntimeError: Failed to find C compiler"
+    ]
+    full = Compiled(function)
+    monkeypatch.setattr(full, "compiled", broken(torch.OutOfMemoryError("full")), raising=False)
+    with pytest.raises(torch.OutOfMemoryError):
+        full(torch.ones(3), **given)
+    later = Compiled(function)
+    later(torch.ones(3), **given)
+    monkeypatch.setattr(later, "compiled", broken(RuntimeError("a fault of its own")), raising=False)
+    with pytest.raises(RuntimeError, match="a fault of its own"):
+        later(torch.ones(3), **given)
+
+
 def test_blocks_are_compiled_on_a_gpu_alone_and_not_where_it_is_off(monkeypatch):
     assert wanted(torch.device("cuda")) and not wanted(torch.device("cpu"))
     monkeypatch.setattr(torch._dynamo.config, "disable", True)  # TORCH_COMPILE_DISABLE=1

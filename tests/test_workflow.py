@@ -301,7 +301,7 @@ def test_editing_code_reruns_what_imports_it(finished):
         ("kdag/job/cli.py", "no space left", "no room left", {}),
         ("kdag/job/gpu_lease.py", "LOG_LINES = 60.0", "LOG_LINES = 30.0", {}),
         ("check_models.py", '"""', '"""Edited. ', {}),
-        ("plan.py", "{:<16}", "{:<18}", {}),
+        ("plan.py", "{:<17}", "{:<18}", {}),
         ("kdag/evaluation/tasks/ifbench.py", '"""', '"""Edited. ', {}),
     ],
 )

@@ -239,8 +239,8 @@ PLANNED_FROM = [  # a student cut from the teacher is planned from the teacher's
 ]
 
 # The parts of the data whose teacher states are stored: training rows only if a strategy reads them.
-READERS = [name for name in FIXED if CONFIG.strategies[name].divergence != kinds.NO_DIVERGENCE]
-READERS = [name for name in READERS if not CONFIG.online(name)]
+WITH_TEACHER = [name for name in FIXED if CONFIG.strategies[name].divergence != kinds.NO_DIVERGENCE]
+READERS = [name for name in WITH_TEACHER if not CONFIG.online(name)]
 CACHED = ["heldout"]
 if not CONFIG.strategies or any(kinds.DATASET in CONFIG.strategies[name].answers for name in READERS):
     CACHED = ["train", "heldout"]
@@ -250,11 +250,11 @@ def rows_of(wildcards):
     """{folder of a strategy's rows: folder of their cache}; its own answers begin as the data set's rows."""
     answers = CONFIG.strategies[wildcards.strategy].answers
     teachers = f"<results>/answers/{answer_set(CONFIG, wildcards.strategy)}"
-    dataset = {"<results>/data": "<results>/cache"}
-    return functools.reduce(
-        dict.__or__,
-        [{teachers: f"{teachers}/cache"} if source == kinds.TEACHER else dataset for source in answers],
-    )
+    folders = [
+        (teachers, f"{teachers}/cache") if source == kinds.TEACHER else ("<results>/data", "<results>/cache")
+        for source in answers
+    ]
+    return dict(folders)
 
 
 def rows_files(name):

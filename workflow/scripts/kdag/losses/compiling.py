@@ -13,6 +13,7 @@ import torch
 
 SETTINGS = 2  # of one divergence that it is compiled for: numbers that move would be compiled at every step
 VARIANTS = 64  # kinds of tensors, of all divergences, that a process compiles for
+NOT_COMPILED = torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +26,13 @@ class Compiled:
     """A function of tensors and settings, compiled for any number of rows.
 
     It runs as it is where settings move from call to call or where it cannot be compiled; the log says so.
+    The first tensor is what it changes in place.
     """
 
     def __init__(self, function: Callable):
         self.function, self.failed = function, False
-        self.seen, self.moving = {}, set()  # by gradient: its settings; those whose settings move
+        # By gradient: its settings; those whose settings move; those that have run.
+        self.seen, self.moving, self.ran = {}, set(), set()
 
     @cached_property
     def compiled(self) -> Callable:
@@ -42,15 +45,24 @@ class Compiled:
         for tensor in tensors:
             if tensor is not None:
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        failures = torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit
+        # Kernels are built when they first run, which takes a C compiler: then all may have to be done again.
+        before = None if gradient in self.ran else tensors[0].clone()
         try:
             with torch._dynamo.config.patch(recompile_limit=VARIANTS, specialize_float=True):
-                return self.compiled(*tensors, **settings)
-        except failures as error:
+                result = self.compiled(*tensors, **settings)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if before is None and not isinstance(error, NOT_COMPILED):
+                raise
             self.failed = True
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip().splitlines() or [""])[0]
             logger.warning("the loss is not compiled, and slower: %s: %s", type(error).__name__, reason)
+            if before is not None:
+                tensors[0].copy_(before)
             return self.function(*tensors, **settings)
+        self.ran.add(gradient)
+        return result
 
     def moves(self, gradient: Callable | None, params: dict, goal: dict) -> bool:
         seen, now = self.seen.setdefault(gradient, []), (params, goal)
