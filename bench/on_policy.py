@@ -37,7 +37,7 @@ def given(data, count):
     """The rows and their prompts, token ids."""
     from kdag.data.rows import prompts, read_rows
 
-    frame = read_rows(data / "train.parquet").iloc[:count].reset_index(drop=True)
+    frame = read_rows(data / "train.parquet").iloc[:count]
     return frame, prompts(frame)
 
 
@@ -128,7 +128,7 @@ def run_trl(baton, student, teacher, data, dtype, rows, answer):
     watch.wrap(Trainer, "_generate_single_turn", "sampling")
     with tempfile.TemporaryDirectory() as work:
         trainer = Trainer(
-            model=peers.student_with_adapters(student, settings),
+            model=casting(peers.student_with_adapters(student, settings)),
             teacher_model=load.load_model(teacher, settings.dtype),
             args=DistillationConfig(
                 output_dir=work,
@@ -161,6 +161,14 @@ def run_trl(baton, student, teacher, data, dtype, rows, answer):
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return trainer.sampled
+
+
+def casting(model):
+    """PEFT casts what comes into float32 adapters, which kdag turns off: TRL answers without autocast."""
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = True
+    return model
 
 
 def main():
