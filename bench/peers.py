@@ -110,6 +110,27 @@ def run_kdag(baton, student, teacher, folder, settings, online):
     return model
 
 
+def trainer_arguments(settings):
+    """kdag's settings for a Trainer of TRL's."""
+    from kdag.models import load
+
+    return {
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": settings.warmup_ratio,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "seed": settings.seed,
+        "bf16": settings.dtype == "bfloat16",
+        "gradient_checkpointing": False,
+        "use_cpu": load.device().type == "cpu",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
 def run_trl(baton, student, teacher, folder, settings):
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -132,20 +153,8 @@ def run_trl(baton, student, teacher, folder, settings):
         num_train_epochs=1,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.gradient_accumulation,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
-        warmup_steps=settings.warmup_ratio,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        seed=settings.seed,
-        bf16=settings.dtype == "bfloat16",
-        gradient_checkpointing=False,
         train_sampling_strategy="sequential",
-        use_cpu=load.device().type == "cpu",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **trainer_arguments(settings),
         dataloader_pin_memory=load.device().type == "cuda",
     )
     trainer = GKDTrainer(
