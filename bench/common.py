@@ -46,6 +46,19 @@ def add_demo(made, student=True):
     made.add_argument("--data", type=Path, default=demo / "data", help="folder of train and heldout.parquet")
 
 
+def add_steps(made, default):
+    """--steps and --dtype of a training; `steps_of` reads the first."""
+    made.add_argument("--steps", type=int, help=f"of the optimiser; default {default}, with --quick 2")
+    made.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
+
+
+def steps_of(made, args, default):
+    steps = args.steps or (2 if args.quick else default)
+    if steps < 2:
+        made.error("--steps: the first one warms up and is not timed, so 2 at least")
+    return steps
+
+
 def start(made):
     """Parse; say what is missing; keep the network out; print the machine's part of the measurement."""
     from kdag.job import arithmetic

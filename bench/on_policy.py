@@ -19,9 +19,9 @@ the optimiser, and the writing down of answers, which is kdag's alone.
 import logging
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import common
 import peers
@@ -34,22 +34,29 @@ def settings_of(dtype):
 
 
 def given(data, count):
-    """The rows and their prompts, token ids."""
-    from kdag.data.rows import prompts, read_rows
+    """The first rows."""
+    from kdag.data.rows import read_rows
 
-    frame = read_rows(data / "train.parquet").iloc[:count]
-    return frame, prompts(frame)
+    return read_rows(data / "train.parquet").iloc[:count]
 
 
 def run_kdag(baton, student, teacher, data, dtype, rows, answer):
+    from kdag.config.kinds import DATASET, STUDENT
     from kdag.config.sampling import Sampling
+    from kdag.config.training import MixedJob
     from kdag.losses import divergences
     from kdag.models import load
     from kdag.teacher.live import LiveTeacher
     from kdag.training import train
+    from kdag.training.job import Source, mixture_of
     from kdag.training.rollouts import Rollouts
 
-    settings, (frame, prompts) = settings_of(dtype), given(data, rows)
+    frame = given(data, rows)
+    settings = MixedJob(
+        **settings_of(dtype).model_dump(),
+        answers={STUDENT: 1.0},
+        sampling=Sampling(max_new_tokens=answer).model_dump(),
+    )
     vocabulary, watch = common.vocabulary_size(data), common.Stopwatch()
     watch.wrap(Rollouts, "sample", "sampling")
     watch.wrap(LiveTeacher, "known", "teacher")
@@ -64,29 +71,10 @@ def run_kdag(baton, student, teacher, data, dtype, rows, answer):
             teacher=LiveTeacher(teacher.parent / "manifest.json", settings.dtype, vocabulary),
             vocabulary=vocabulary,
             work=Path(work),
-            mixture=unanswered(prompts, settings.seed),
-            rollouts=partial(
-                Rollouts,
-                own=0,
-                prompts=prompts,
-                sampling=Sampling(max_new_tokens=answer).model_dump(),
-                seed=settings.seed,
-                dtype=settings.dtype,
-                vocabulary=vocabulary,
-                end_ids=(),
-                tokenizer=load.load_tokenizer(student),
-            ),
+            mixture=mixture_of({DATASET: Source(frame, data={})}, settings),
+            rollouts=Rollouts.prepared(frame, settings, SimpleNamespace(end_ids=()), student, vocabulary),
         )
     return rows * answer
-
-
-def unanswered(prompts, seed):
-    """Prompts that wait for the student's answers."""
-    from kdag.data.rows import EncodedRows
-    from kdag.training.batches import Mixture, Rows
-
-    rows = EncodedRows.of(prompts, [[0] * len(ids) for ids in prompts])
-    return Mixture([Rows(rows, None)], [1.0], seed)
 
 
 def run_trl(baton, student, teacher, data, dtype, rows, answer):
@@ -96,10 +84,11 @@ def run_trl(baton, student, teacher, data, dtype, rows, answer):
     from transformers.trainer_callback import PrinterCallback
     from trl import DistillationConfig, DistillationTrainer
 
+    from kdag.data.rows import prompts as cut
     from kdag.models import load
 
     peer_losses.chunked_divergence()  # torch in the place of Triton, where there is no GPU
-    settings, (_, prompts), watch = settings_of(dtype), given(data, rows), common.Stopwatch()
+    settings, prompts, watch = settings_of(dtype), cut(given(data, rows)), common.Stopwatch()
     at_once = settings.batch_size * settings.gradient_accumulation
 
     class Turns(TrainerCallback):
@@ -162,15 +151,12 @@ def casting(model):
 def main():
     made = common.parser(__doc__)
     common.add_demo(made)
-    made.add_argument("--steps", type=int, help="of the optimiser; default 6, with --quick 2")
+    common.add_steps(made, 6)
     made.add_argument("--answer", type=int, help="tokens of an answer; default 64, with --quick 8")
-    made.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
     args = common.start(made)
     logging.getLogger().setLevel(logging.WARNING)
-    steps = args.steps or (2 if args.quick else 6)
+    steps = common.steps_of(made, args, 6)
     answer = args.answer or (8 if args.quick else 64)
-    if steps < 2:
-        made.error("--steps: the first one warms up and is not timed, so 2 at least")
     try:
         import trl
     except ImportError:

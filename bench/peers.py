@@ -260,16 +260,13 @@ def heldout(model, folder):
 def main():
     made = common.parser(__doc__)
     common.add_demo(made)
-    made.add_argument("--steps", type=int, help="of the optimiser; default 8, with --quick 2")
+    common.add_steps(made, 8)
     made.add_argument("--heldout-rows", type=int, help="default 16, with --quick 2")
-    made.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
     made.add_argument("--methods", nargs="+", choices=("kdag-online", *PEERS), help="besides kdag; all")
     args = common.start(made)
     logging.getLogger().setLevel(logging.WARNING)
-    steps = args.steps or (2 if args.quick else 8)
+    steps = common.steps_of(made, args, 8)
     kept = args.heldout_rows or (2 if args.quick else 16)
-    if steps < 2:
-        made.error("--steps: the first one warms up and is not timed, so 2 at least")
     methods = ("kdag", *(args.methods or ("kdag-online", *PEERS)))
     if "trl" in methods:
         try:

@@ -25,8 +25,8 @@ def wanted(device: torch.device) -> bool:
 class Compiled:
     """A function of tensors and settings, compiled for any number of rows.
 
-    It runs as it is where settings move from call to call or where it cannot be compiled; the log says so.
-    The first tensor is what it changes in place.
+    Where it cannot be compiled it runs as it is, and the log says so. The first tensor is changed in place.
+    Who calls it asks `takes` before: settings that move would be compiled in every step.
     """
 
     def __init__(self, function: Callable):
@@ -40,7 +40,7 @@ class Compiled:
 
     def __call__(self, *tensors, gradient: Callable | None, params: dict, goal: dict):
         settings = {"gradient": gradient, "params": params, "goal": goal}
-        if self.failed or self.moves(gradient, params, goal):
+        if self.failed:
             return self.function(*tensors, **settings)
         for tensor in tensors:
             if tensor is not None:
@@ -64,14 +64,15 @@ class Compiled:
         self.ran.add(gradient)
         return result
 
-    def moves(self, gradient: Callable | None, params: dict, goal: dict) -> bool:
+    def takes(self, gradient: Callable | None, params: dict, goal: dict) -> bool:
+        """Whether it is compiled for these settings, or will be."""
         seen, now = self.seen.setdefault(gradient, []), (params, goal)
-        if now in seen:
-            return False
+        if self.failed or now in seen:
+            return not self.failed
         if len(seen) < SETTINGS:
             seen.append(now)
-            return False
+            return True
         if gradient not in self.moving:
             logger.info("the loss is not compiled any more, as its settings move from step to step")
             self.moving.add(gradient)
-        return True
+        return False

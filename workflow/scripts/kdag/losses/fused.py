@@ -232,6 +232,7 @@ class Block:
         self.ce_sum = logits.new_zeros((), dtype=self.dtype)
         self.divergence_sum = logits.new_zeros((), dtype=self.dtype)
         compiles = wanted(logits.device) and self.gradient is not by_autograd
+        compiles = compiles and compiled_block.takes(self.gradient, self.params, self.goal)
         self.function, self.buffers, self.rows = compiled_block, None, max(1, len(logits))
         if not compiles:
             elements = BLOCK_ELEMENTS.get(logits.device.type, 2**20)
