@@ -38,7 +38,17 @@ class Settings:
         self.answers, self.seed = answers, seed
 
 
-def run(tiny_models, frame, work, answers, student="student", settings=None, sampling=None, **objective):  # noqa: F811
+def run(
+    tiny_models,
+    frame,  # noqa: F811
+    work,
+    answers,
+    student="student",
+    settings=None,
+    sampling=None,
+    allowed=None,
+    **objective,
+):  # noqa: F811
     settings = settings or job()
     tokenizer = load.load_tokenizer(tiny_models / "student")  # noqa: F811
     vocabulary = len(tokenizer)
@@ -67,6 +77,7 @@ def run(tiny_models, frame, work, answers, student="student", settings=None, sam
         work=work,
         mixture=mixture,
         rollouts=rollouts,
+        allowed=allowed,
     )
     return model, log, Rollouts.written(work)
 
@@ -258,6 +269,29 @@ def test_the_adaptive_schedule_is_taids():
         previous = loss
         expected.append(t)
     one = schedule.Adaptive(0.4, 1.0)
-    found = [one.after(losses[:n], total) for n in range(len(losses) + 1)]
+    done = [step / total for step in range(total)]
+    found = [one.after(losses[:n], done) for n in range(len(losses) + 1)]
     assert found == pytest.approx(expected)
-    assert schedule.Adaptive(0.4, 1.0).after(losses, total) == found[-1]
+    assert schedule.Adaptive(0.4, 1.0).after(losses, done) == found[-1]
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_merged_copies_say_what_the_trained_model_says_and_leave_no_trace(tiny_models, tuning):
+    """In float32, where merging rounds next to nothing; afterwards every weight is the very tensor."""
+    model = train.prepare(
+        load.load_model(tiny_models / "student", "float32"), job(tuning=tuning), "transformers"
+    )
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.05)
+    ids = torch.arange(12)[None]
+    before = {name: (id(weight), weight.data_ptr()) for name, weight in model.named_parameters()}
+    wanted = model(input_ids=ids).logits
+    with decoding.answering(model, "float32") as (_, forward), torch.inference_mode():
+        torch.testing.assert_close(forward(input_ids=ids).logits, wanted, rtol=1e-4, atol=1e-5)
+    with decoding.answering(model, "bfloat16") as (base, forward), torch.inference_mode():
+        assert forward(input_ids=ids).logits.dtype == torch.bfloat16
+        assert all(weight.dtype == torch.bfloat16 for weight in base.parameters())
+    assert {name: (id(weight), weight.data_ptr()) for name, weight in model.named_parameters()} == before
+    assert torch.equal(model(input_ids=ids).logits, wanted)

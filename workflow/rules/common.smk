@@ -278,6 +278,11 @@ def seen(cached="", live=""):
     return of
 
 
+def budget_reference(wildcards):
+    """The manifest of the data, if a strategy's budget is what `sft` takes on it."""
+    return "<results>/data/manifest.json" if CONFIG.budget_of(wildcards.strategy) else []
+
+
 def trained_teacher(wildcards):
     """The manifest of the teacher that caches are compared with."""
     return seen(cached="manifest.json")(wildcards) and "<results>/teacher/manifest.json"

@@ -44,6 +44,7 @@ rule distill:
         teacher=seen(cached="manifest.json", live="manifest.json"),
         trained=ancient(trained_teacher),
         states=ancient(seen(cached="train", live="model")),
+        budget=budget_reference,
     output:
         model=directory("<results>/students/{strategy}/seed{seed}/model"),
         log="<results>/students/{strategy}/seed{seed}/training.jsonl",
@@ -65,7 +66,7 @@ rule distill:
         "python {input.code[0]:q} --name {wildcards.strategy}/seed{wildcards.seed}"
         " --gpus {resources.gpu} --planned {resources.planned} --tensorboard {resources.tensorboard}"
         " --config {params.config:q} --model {input.model:q} --chat {input.chat:q} --train {input.train:q}"
-        " --teacher {input.teacher:q} --expect-teacher {input.trained:q}"
+        " --teacher {input.teacher:q} --expect-teacher {input.trained:q} --budget {input.budget:q}"
         " --output {output.model:q} --log {output.log:q} --manifest {output.manifest:q} --log-file {log:q}"
 
 
@@ -83,6 +84,7 @@ if ON_POLICY:
             teacher="<results>/teacher/manifest.json",
             trained=[],
             states=ancient("<results>/teacher/model"),
+            budget=budget_reference,
         output:
             model=directory("<results>/students/{strategy}/seed{seed}/model"),
             log="<results>/students/{strategy}/seed{seed}/training.jsonl",

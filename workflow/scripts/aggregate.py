@@ -70,8 +70,9 @@ def main(args):
         rows, items, settings["family"], primary=primary, alpha=settings["alpha"], **resampling
     )
     spread = comparisons.over_seeds(rows, items)
-    budgets = budget.budget_table(rows, {model: read_manifest(path) for model, path in manifests.items()})
-    uneven = budget.sentence(budgets)
+    trained = {model: read_manifest(path) for model, path in manifests.items()}
+    budgets = budget.budget_table(rows, trained)
+    uneven = budget.sentence(budgets, budget.equal(trained))
     words = verdict(tests, settings["alpha"]) + (f"\n{uneven}\n" if uneven else "")
     write_text(args.budget_csv, budgets.to_csv(index=False))
     write_text(args.intervals, cells.to_csv(index=False))

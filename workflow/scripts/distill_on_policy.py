@@ -29,6 +29,9 @@ def arguments():
     parser.add_argument("--chat", type=Path, required=True, help="chat.json, saved with the model")
     parser.add_argument("--teacher", type=Path, nargs=1, required=True, help="manifest.json of the teacher")
     parser.add_argument("--expect-teacher", type=Path, nargs="?", help="of a cache; here there is none")
+    parser.add_argument(
+        "--budget", type=Path, nargs="?", help="manifest.json of the data, for a budget that sft sets"
+    )
     parser.add_argument("--output", type=Path, required=True, help="model directory, written")
     parser.add_argument(
         "--log",
@@ -62,6 +65,7 @@ def main(args):
         backend="transformers",  # Unsloth's decoder is made for its own generation
         section="distillation",
         tensorboard=bool(args.tensorboard),
+        reference=args.budget,
         rollouts=Rollouts,
         answers=args.log.with_name("answers.jsonl"),
     )

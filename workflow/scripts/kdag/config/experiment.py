@@ -13,9 +13,10 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
+from kdag.config.budget import Budget
 from kdag.config.chat import Chat
 from kdag.config.evaluation import NAME, Evaluation
-from kdag.config.kinds import NO_DIVERGENCE, STUDENT, TEACHER
+from kdag.config.kinds import DATASET, NO_DIVERGENCE, STUDENT, TEACHER
 from kdag.config.metrics import IFEVAL
 from kdag.config.resources import Resources
 from kdag.config.roster import RESERVED
@@ -44,6 +45,7 @@ class Config(Section):
     student: Student
     distillation: Distillation = Field(default_factory=Distillation)
     sampling: Sampling = Field(default_factory=Sampling)
+    budget: Budget = Field(default_factory=Budget)
     strategies: dict[str, Strategy] = Field(min_length=1)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     statistics: Statistics = Field(default_factory=Statistics)
@@ -106,6 +108,17 @@ class Config(Section):
 
     def sampling_of(self, strategy: str) -> Sampling:
         return Sampling(**self.sampling.model_dump() | self.strategies[strategy].sampling)
+
+    def budget_of(self, strategy: str) -> dict | None:
+        """What a strategy's students may take: see a DistillationJob. None: all of their epochs, which is as
+        much as sft takes if answers, epochs and rows of a step are the same."""
+        equal, sft, own = self.budget.equal, self.distillation, self.distillation_of(strategy)
+        rows = sft.batch_size * sft.gradient_accumulation
+        same = own.epochs == sft.epochs and own.batch_size * own.gradient_accumulation == rows
+        same = same and (equal == "steps" or self.strategies[strategy].answers == {DATASET: 1})
+        if equal is None or (same and equal != "flops"):
+            return None
+        return {"equal": equal, "epochs": sft.epochs, "rows_per_step": rows}
 
     def answered(self) -> list[str]:
         """The strategies that learn from the teacher's answers."""

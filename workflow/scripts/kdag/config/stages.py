@@ -89,6 +89,7 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
                 "divergence": chosen.divergence,
                 "divergence_params": chosen.divergence_params(),
                 "seed": int(seed),
+                "budget": config.budget_of(strategy),
                 "teacher_dtype": config.teacher_cache.dtype if config.online(strategy) else None,
             }
             if len(chosen.answers) == 1 and STUDENT not in chosen.answers:
@@ -124,7 +125,7 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
 UNTRIED = (
     *("epochs", "gradient_accumulation", "learning_rate", "warmup_ratio", "schedule", "weight_decay"),
     *("max_grad_norm", "lora_alpha", "seed", "use_ce_loss", "kl_loss_weight", "temperature"),
-    *("temperature_squared", "divergence", "divergence_params", "answers", "sampling"),
+    *("temperature_squared", "divergence", "divergence_params", "answers", "sampling", "budget"),
 )
 
 

@@ -122,6 +122,9 @@ class DistillationJob(Distillation):
     divergence: str = Field(description="none: only cross-entropy")
     divergence_params: dict = Field(default_factory=dict, description="numbers and schedules")
     seed: int = 0
+    budget: dict | None = Field(
+        None, description="{equal, epochs, rows_per_step} of sft, which takes as much; null: all epochs"
+    )
     teacher_dtype: Dtype | None = Field(None, description="online teacher only: its arithmetic")
 
 

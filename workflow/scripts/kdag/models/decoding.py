@@ -21,6 +21,7 @@ from kdag.job.errors import UserError
 from kdag.job.progress import Pace, Progress
 from kdag.models import head, load, packed
 from kdag.models.batch import Batch
+from kdag.models.merging import merged
 from kdag.models.sampling import Sampler
 from kdag.models.static import why_not
 
@@ -201,10 +202,9 @@ def answering(model, dtype: str):
     if attention == packed.NAME:  # which has no place for the tokens of a cache
         base.set_attn_implementation("sdpa")
     use_grouped_attention(base)
-    device, number = base.device.type, getattr(torch, dtype)
     model.eval()
     try:
-        with torch.autocast(device, number, enabled=number != torch.float32):
+        with merged(model, getattr(torch, dtype)):
             # The class's own forward: while a model trains, calling it gives the loss.
             yield base, functools.partial(type(base).forward, base)
     finally:

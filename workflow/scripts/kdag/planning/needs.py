@@ -69,9 +69,14 @@ class Need:
         return loading * (1 if self.spread else gpus) + self.held
 
 
-def with_sampling(need: Need, sampled: Need, times: float) -> Need:
-    """A training whose student answers its prompts, `times` over, nothing being kept for a backward pass."""
-    besides = sampled.fixed - sampled.weights + sampled.transient
+def with_sampling(need: Need, sampled: Need, settings, times: float) -> Need:
+    """A training whose student answers its prompts, `times` over, nothing being kept for a backward pass.
+
+    It answers with copies of its weights (models/merging.py). settings: the training's.
+    """
+    item, shape = sizes.ITEM[settings.dtype], need.shape
+    copies = item * (shape.all_matrices if settings.tuning == "lora" else shape.parameters * (item < 4))
+    besides = sampled.fixed - sampled.weights + sampled.transient + copies * (not settings.load_in_4bit)
     return replace(
         need,
         transient=max(need.transient, besides),

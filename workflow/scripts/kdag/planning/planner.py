@@ -95,7 +95,7 @@ def plan(config: Config, teacher: Shape, student: Shape, device: Device, tokens:
             asking = questions(config, sampling, settings.dtype, step)
             answers = answering(student, mean_answer(sampling))(asking)
             own = trained(student, teacher, live)(settings)
-            return with_sampling(own, answers, share * settings.epochs)
+            return with_sampling(own, answers, settings, share * settings.epochs)
 
         return compute
 
@@ -114,6 +114,7 @@ def plan(config: Config, teacher: Shape, student: Shape, device: Device, tokens:
             compute, kind = on_policy(live, config.sampling_of(name), share), by_themselves
         own = {key: f"strategies.{name}.{key}" for key in strategy.overrides()}
         settings = with_dtype(config.distillation_of(name), device)
+        settings = within_budget(config, name, settings, tokens, compute, trained(student))
         change = remedies("distillation", TRAINING_CHANGES, own)
         kind.append((name, seeds, settings, compute, change, small))
     tune, cut = remedies("teacher_training", TRAINING_CHANGES), remedies("teacher_cache", CACHE_CHANGES)
@@ -190,6 +191,20 @@ def steps(settings, rows: int) -> int:
     """
     passes = ceil(rows / settings.batch_size)
     return ceil(settings.epochs * ceil(passes / settings.gradient_accumulation))
+
+
+def within_budget(config: Config, name: str, settings, tokens: dict, compute, sft):
+    """A strategy's settings with as many epochs as its budget gives it. compute, sft: settings -> Need."""
+    budget, rows = config.budget_of(name), tokens["train"]["rows"]
+    if not budget:
+        return settings
+    once = settings.model_copy(update={"epochs": 1})
+    epochs = {
+        "tokens": lambda: budget["epochs"],
+        "steps": lambda: steps(config.distillation, rows) / steps(once, rows),
+        "flops": lambda: sft(config.distillation).flops / compute(once).flops,
+    }[budget["equal"]]()
+    return settings.model_copy(update={"epochs": epochs})
 
 
 def too_few_steps(config: Config, rows: int) -> tuple[str, str] | None:

@@ -5,6 +5,7 @@ import pandas as pd
 from kdag.report.words import listed, named
 
 SAME = 0.05  # budgets that differ by no larger share are called equal
+DIFFER = "Budgets differ"
 COLUMNS = ("steps", "rows", "answer_tokens", "tokens", "sampled_tokens", "teacher_tokens", "flops")
 
 
@@ -19,9 +20,15 @@ def budget_table(rows: list[dict], manifests: dict[str, dict]) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def equal(manifests: dict[str, dict]) -> str | None:
+    """What all students were given as much of, if the configuration asked for it."""
+    budgets = [manifest["params"].get("budget") for manifest in manifests.values()]
+    return next((budget["equal"] for budget in budgets if budget), None)
+
+
 def groups(table: pd.DataFrame) -> list[pd.DataFrame]:
     """A frame for each group of strategies with as many steps and answer tokens, seeds on average."""
-    means = table.groupby("strategy", sort=False)[["steps", "answer_tokens"]].mean()
+    means = table.groupby("strategy", sort=False)[["steps", "answer_tokens", "flops"]].mean()
     found: list[list[str]] = []
     for name, mean in means.iterrows():
         alike = [g for g in found if close(means.loc[g[0]], mean)]
@@ -33,22 +40,26 @@ def groups(table: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def close(one: pd.Series, other: pd.Series) -> bool:
-    return bool(((one - other).abs() <= SAME * one).all())
+    told = ["steps", "answer_tokens"]
+    return bool(((one[told] - other[told]).abs() <= SAME * one[told]).all())
 
 
-def sentence(table: pd.DataFrame) -> str:
-    """Which strategies had other budgets than others; empty where all had the same."""
+def sentence(table: pd.DataFrame, given: str | None = None) -> str:
+    """Which strategies had other budgets than others; empty where all had the same. given: of `equal`."""
     found = groups(table)
     if len(found) < 2:
         return ""
     said = [
         f"{listed([named(name) for name in group.index])} "
-        f"{group['answer_tokens'].mean():,.0f} answer tokens in {group['steps'].mean():,.0f} steps"
+        f"{group['answer_tokens'].mean():,.0f} answer tokens in {group['steps'].mean():,.0f} steps, "
+        f"{group['flops'].mean():.2g} FLOPs"
         for group in found
     ]
+    unit = {"tokens": "answer tokens", "flops": "FLOPs"}.get(given, given)
+    begin = f"Every student was given as many {unit} as `sft` takes; the rest differs" if given else DIFFER
     return (
-        f"Budgets differ. Trained on: {'; '.join(said)}. A difference between rows of different budgets may "
-        "come from the budget."
+        f"{begin}. Trained on: {'; '.join(said)}. A difference between rows of different budgets may come "
+        "from the budget."
     )
 
 

@@ -6,20 +6,28 @@ too: at these lengths they are a few per cent.
 """
 
 
-def cost(steps: list[dict], weights: tuple[int, int], *, sampled: int, asked: int, teacher: tuple[int, int]):
-    """{what: how much} of a training. steps: its log; weights: of `weights_of`; sampled, asked: tokens that
-    the student said while it trained, and those of their prompts; teacher: (its weights, tokens it read)."""
-    tokens = sum(entry["tokens"] for entry in steps)
-    every, trained = weights
-    operations = (
-        (4 * every + 2 * trained) * tokens + 2 * every * (sampled + asked) + 2 * teacher[0] * teacher[1]
-    )
+def cost(steps: list[dict], weights: tuple[int, int], teacher: tuple[int, int]) -> dict:
+    """{what: how much} of a training. steps: its log; weights: of `weights_of`; teacher: (its weights, tokens
+    that it read)."""
     return {
         "steps": len(steps),
         "rows": sum(entry["rows"] for entry in steps),
-        "tokens": tokens,
+        "tokens": sum(entry["tokens"] for entry in steps),
         "answer_tokens": sum(entry["answer_tokens"] for entry in steps),
-        "sampled_tokens": sampled,
+        "sampled_tokens": sum(entry.get("sampled_tokens", 0) for entry in steps),
         "teacher_tokens": teacher[1],
-        "flops": operations,
+        "flops": sum(learning(entry, weights) for entry in steps) + reading(*teacher),
     }
+
+
+def learning(entry: dict, weights: tuple[int, int]) -> int:
+    """Operations of a step, of which `entry` is the log: of its forward and backward pass, and of sampling
+    its answers, if the student gave them itself."""
+    every, trained = weights
+    sampled = entry.get("sampled_tokens", 0) + entry.get("asked_tokens", 0)
+    return (4 * every + 2 * trained) * entry["tokens"] + 2 * every * sampled
+
+
+def reading(weights: int, tokens: int) -> int:
+    """Operations of a forward pass over so many tokens."""
+    return 2 * weights * tokens

@@ -22,6 +22,7 @@ from kdag.teacher.cache import TeacherCache
 from kdag.teacher.live import LiveTeacher
 from kdag.training import backends, processes, sharding
 from kdag.training.batches import Mixture, Rows
+from kdag.training.budget import Budget
 from kdag.training.cost import cost
 from kdag.training.schedule import Objective
 from kdag.training.train import COUNTED, prepare, save_trained, train
@@ -54,6 +55,7 @@ def run_stage(
     tensorboard: bool = False,
     rollouts=None,
     answers: Path | None = None,
+    reference: Path | None = None,
 ) -> None:
     """A training stage from its inputs to its manifest, for every script that trains.
 
@@ -63,10 +65,13 @@ def run_stage(
     or, for an online teacher, of the teacher itself; expected_teacher: what the caches must be made from.
     backend: what `backends.start` chose. section: where the configuration has these settings. rollouts: the
     class Rollouts, for rows that the student answers itself; answers: where its answers are written.
+    reference: the manifest of the data, by which a budget is measured, if there is one.
     """
     spoken = read_chat(chat) if chat else None
     inputs = {"model": sha256_file(start.parent / "manifest.json")}
     sources, live = read_sources(rows, teacher, settings, expected_teacher, inputs)
+    if reference:
+        inputs["data"] = sha256_file(reference)
     first = next(iter(sources.values()))
     vocabulary = first.data["vocabulary_size"]
     params = settings.model_dump()
@@ -88,6 +93,10 @@ def run_stage(
     if rollouts:
         rollouts = rollouts.prepared(sources[DATASET].frame, settings, spoken, start, vocabulary)
     seen = live(vocabulary) if live else first.cache
+    known = (seen.weights, cached(sources)) if seen else (0, 0)
+    allowed = (
+        partial(Budget.of, settings.budget, counts_of(reference), known, bool(live)) if reference else None
+    )
     trained = fit(
         settings,
         objective,
@@ -101,6 +110,7 @@ def run_stage(
         shard=shard,
         tensorboard=output.parent / "tensorboard" if tensorboard else None,
         rollouts=rollouts,
+        allowed=allowed,
     )
     processes.leave()
     if launching.rank() > 0:
@@ -122,13 +132,7 @@ def run_stage(
         arithmetic=arithmetic.recorded(),
         processor=precision.here().name,
         **passes(settings, steps),
-        cost=cost(
-            steps,
-            trained.size,
-            sampled=sum(len(entry["tokens"]) for entry in said),
-            asked=sum(entry["prompt_tokens"] for entry in said),
-            teacher=teacher_of(sources, seen, steps),
-        ),
+        cost=cost(steps, trained.size, teacher_of(sources, seen, steps)),
         device=(f"{launching.processes()} x " if launching.processes() > 1 else "") + load.device_name(),
     )
     shutil.rmtree(work, ignore_errors=True)
@@ -160,8 +164,17 @@ def teacher_of(sources: dict[str, Source], seen, steps: list[dict]) -> tuple[int
     """(weights of the teacher, tokens that it read): a live one each time, for a cache each row once."""
     if seen is None:
         return 0, 0
-    cached = sum(int(source.frame.lengths.sum()) for source in sources.values() if source.cache)
-    return seen.weights, cached or sum(entry["tokens"] for entry in steps)
+    return seen.weights, cached(sources) or sum(entry["tokens"] for entry in steps)
+
+
+def cached(sources: dict[str, Source]) -> int:
+    """Tokens of the rows whose states are stored."""
+    return sum(int(source.frame.lengths.sum()) for source in sources.values() if source.cache)
+
+
+def counts_of(data: Path) -> dict[str, int]:
+    """{rows, tokens, answer_tokens} of the data set's training rows. data: their manifest."""
+    return read_manifest(data, SUBSET)["report"]["train"]
 
 
 def without(entry: dict, keys) -> dict:

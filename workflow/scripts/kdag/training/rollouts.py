@@ -29,6 +29,7 @@ class Rollouts:
     # Of the answers of a step, next to its loss in the log: they show a student that collapses.
     MEASURES = (
         "sampled_tokens",
+        "asked_tokens",
         "sample_length",
         "sample_entropy",
         "sample_distinct_2",
@@ -181,6 +182,7 @@ class Rollouts:
             [
                 len(found),
                 sum(lengths),
+                sum(entry["prompt_tokens"] for entry in found),
                 sum(entry["entropy"] * length for entry, length in zip(found, lengths, strict=True)),
                 sum(distinct_pairs(entry["tokens"]) for entry in found),
                 sum(entry["cut_off"] for entry in found),
@@ -188,11 +190,12 @@ class Rollouts:
             ],
             device,
         )
-        count, tokens, entropy, distinct, cut_off, repeated = sums
+        count, tokens, asked, entropy, distinct, cut_off, repeated = sums
         if not count:
             return {"sampled_tokens": 0}
         values = (tokens / count, entropy / tokens, *(s / count for s in (distinct, cut_off, repeated)))
-        return {"sampled_tokens": int(tokens), **dict(zip(self.MEASURES[1:], values, strict=True))}
+        counts = {"sampled_tokens": int(tokens), "asked_tokens": int(asked)}
+        return counts | dict(zip(self.MEASURES[2:], values, strict=True))
 
     @staticmethod
     def written(folder: Path) -> list[dict]:

@@ -1,13 +1,14 @@
 """What changes while a student trains: the numbers of its objective, by schedule.
 
-Nothing here keeps what a checkpoint does not: each value follows from the step and from the losses that the
-Trainer has logged, so a resumed run goes on with the same numbers.
+Nothing here keeps what a checkpoint does not: each value follows from the step and from what the Trainer has
+logged, so a resumed run goes on with the same numbers.
 """
 
 import math
 from dataclasses import dataclass, replace
 
 from kdag.losses.base import Divergence
+from kdag.training.budget import StepsOnly
 
 ALPHA, MOMENTUM = 5e-4, 0.99  # of the adaptive schedule, as published: TAID, arXiv 2501.16937
 
@@ -40,10 +41,11 @@ class Objective:
 
 
 class Schedules:
-    """An objective whose numbers are those of the moment."""
+    """An objective whose numbers are those of the moment. course: what knows how far the training is."""
 
-    def __init__(self, objective: Objective):
-        self.objective, self.adaptive, self.now = objective, {}, {}
+    def __init__(self, objective: Objective, course=None):
+        self.objective, self.course = objective, course or StepsOnly()
+        self.adaptive, self.now = {}, {}
         numbers = {
             "kl_loss_weight": objective.kl_weight,
             "temperature": objective.temperature,
@@ -57,10 +59,9 @@ class Schedules:
         for name, schedule in self.moving.items():
             if schedule["over"] == "adaptive":
                 follow = self.adaptive.setdefault(name, Adaptive(schedule["from"], schedule["to"]))
-                found[name] = follow.after(losses(state.log_history), state.max_steps)
+                found[name] = follow.after(losses(state.log_history), self.course.done(state))
             else:
-                share = state.global_step / max(1, state.max_steps - 1)
-                found[name] = between(schedule, min(1.0, share))
+                found[name] = between(schedule, self.course.along(state))
         return found
 
     def at(self, state) -> Objective:
@@ -96,14 +97,14 @@ class Adaptive:
         self.start, self.end = start, end
         self.t, self.previous, self.momentum, self.steps = start, None, 0.0, 0
 
-    def after(self, found: list[float], total: int) -> float:
-        """t after steps with these losses, of `total` steps."""
+    def after(self, found: list[float], done: list[float]) -> float:
+        """t after steps with these losses. done: the share of the training that was, before each of them."""
         for loss in found[self.steps :]:
             self.steps += 1
             if self.previous is not None:
                 change = (self.previous - loss) / (self.previous + 1e-15)
                 self.momentum = MOMENTUM * self.momentum + (1 - MOMENTUM) * change
-                line = self.start + (self.end - self.start) * (self.steps - 1) / total
+                line = self.start + (self.end - self.start) * done[self.steps - 1]
                 ahead = self.t + ALPHA / (1 + math.exp(-self.momentum)) * (1 - self.t)
                 self.t = min(self.end, max(line, ahead))
             self.previous = loss

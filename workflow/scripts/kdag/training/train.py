@@ -4,6 +4,7 @@ Training goes on from its own last whole checkpoint after a kill.
 """
 
 import logging
+import math
 import os
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,10 @@ from transformers.trainer_callback import PrinterCallback
 from kdag.job import launching
 from kdag.job.errors import UserError
 from kdag.models import head, load, save
+from kdag.models.weights import weights_of
 from kdag.training import backends, processes, sharding
 from kdag.training.batches import Mixture, Rows, collate
+from kdag.training.budget import KeepWithin
 from kdag.training.checkpoints import Follow, last_checkpoint
 from kdag.training.memory import checkpoints, tokens_per_pass
 from kdag.training.schedule import Objective
@@ -37,8 +40,9 @@ LOGGED = (
     "parts",
     "tokens_per_pass",
 )
-# Of each step, for what the training cost: rows and all of their tokens, prompts too.
-COUNTED = ("rows", "tokens")
+# Of each step, for what the training cost: rows and all of their tokens, prompts too; tokens of the prompts
+# that the student answered for it.
+COUNTED = ("rows", "tokens", "asked_tokens")
 # Processes that read the cache ahead; on a CPU they would take a core from the step.
 READERS = {"cuda": 1, "cpu": 0}
 
@@ -73,6 +77,7 @@ def train(
     tensorboard: Path | None = None,
     mixture: Mixture | None = None,
     rollouts=None,
+    allowed=None,
 ):
     """Train `model` on the rows of `frame`. settings: a config.Training with a seed.
 
@@ -80,7 +85,8 @@ def train(
     of the checkpoints. shard: share the model out among the processes (sharding.py). tensorboard: the folder
     of its curves, if they are wanted. mixture: the rows, if there are several kinds of answers to draw from;
     frame is then the first kind. rollouts: for those that the student gives itself, what makes a Rollouts of
-    (model, mixture, work, rows of a batch). Returns the trained model (PEFT-wrapped for LoRA) and
+    (model, mixture, work, rows of a batch). allowed: what makes a Budget of the model's weights; None: all
+    epochs. Returns the trained model (PEFT-wrapped for LoRA) and
     the log, an entry per step.
     """
     set_seed(settings.seed)
@@ -96,6 +102,7 @@ def train(
     )
     if tensorboard:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(tensorboard)  # where transformers looks for it
+    budget = allowed and allowed(weights=weights_of(model))
     passes = launching.passes_per_process(settings.gradient_accumulation, launching.processes())
     tokens = tokens_per_pass(settings, on_cpu=load.device().type == "cpu")
     # Cut by tokens, a batch is all that a process has of a step.
@@ -103,6 +110,7 @@ def train(
     arguments = Arguments(
         output_dir=str(work),
         num_train_epochs=settings.epochs,
+        max_steps=budget.longest() if budget else -1,
         per_device_train_batch_size=together[0],
         gradient_accumulation_steps=together[1],
         learning_rate=settings.learning_rate,
@@ -141,7 +149,8 @@ def train(
         tokens_per_pass=tokens,
         save_memory=partial(compute_again, model) if may else None,
         rollouts=rollouts and rollouts(model, mixture, work, together[0]),
-        callbacks=[Follow()],
+        budget=budget,
+        callbacks=[*([KeepWithin(budget, expected(settings, len(frame)))] if budget else []), Follow()],
     )
     trainer.remove_callback(PrinterCallback)
     checkpoint = processes.agreed(last_checkpoint(work) if launching.rank() == 0 else None)
@@ -161,6 +170,13 @@ def train(
         if "loss" in entry
     ]
     return model, log
+
+
+def expected(settings, rows: int) -> int:
+    """Steps that a training with a budget may have, if its answers are as long as the data set's."""
+    return math.ceil(
+        settings.budget["epochs"] * rows / (settings.batch_size * settings.gradient_accumulation)
+    )
 
 
 def save_trained(model, tokenizer, folder: Path, dtype: str, base: Path | None = None, end_ids=()):

@@ -13,6 +13,7 @@ from kdag.job import launching
 from kdag.job.errors import UserError
 from kdag.losses.fused import distill_loss
 from kdag.models import head
+from kdag.training import budget as budgets
 from kdag.training import processes, sharding
 from kdag.training.batches import NOTHING, EpochSampler, nothing_to_learn, split, split_by_tokens
 from kdag.training.schedule import Objective, Schedules
@@ -31,13 +32,16 @@ class DistillTrainer(Trainer):
         tokens_per_pass: int | None = None,
         save_memory=None,
         rollouts=None,
+        budget: budgets.Budget | None = None,
         **kwargs,
     ):
         """teacher: a TeacherCache, a LiveTeacher or None. rollouts: what gives rows the student's own answers
-        before each step (rollouts.Rollouts), if any has them."""
+        before each step (rollouts.Rollouts), if any has them. budget: what the learning rate and all
+        schedules follow, instead of the steps."""
         super().__init__(**kwargs)
-        self.schedules, self.vocabulary, self.teacher = Schedules(objective), vocabulary, teacher
-        self.rollouts = rollouts
+        self.schedules = Schedules(objective, budget and budgets.BudgetOnly(budget))
+        self.vocabulary, self.teacher = vocabulary, teacher
+        self.rollouts, self.budget = rollouts, budget
         self.measured = [*self.schedules.moving, *(rollouts.MEASURES if rollouts else [])]
         self.dtype = getattr(torch, dtype)
         self.teacher_head = None if teacher is None else teacher.head.to(self.args.device)
@@ -59,6 +63,13 @@ class DistillTrainer(Trainer):
             self.args.gradient_accumulation_steps * launching.processes(),
             self.train_dataset.draw,
         )
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        if not self.budget:
+            return super().create_scheduler(num_training_steps, optimizer)
+        super().create_scheduler(budgets.FINE, optimizer)
+        budgets.shaped(self.lr_scheduler, self.budget, lambda: self.state.log_history)
+        return self.lr_scheduler
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The batches of an optimiser step, and how many tokens they learn in all processes."""
