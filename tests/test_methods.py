@@ -104,9 +104,15 @@ def test_sampling_is_told_to_none_but_those_who_sample():
         ({"divergence": "fkl", "temperature": {"from": 0, "to": 1}}, "Input should be greater than 0"),
         ({"divergence": "fkl", "temperature": {"from": 1}}, "a schedule needs `to`"),
         ({"divergence": "fkl", "temperature": {"from": 1, "to": 2, "over": "time"}}, "linear, cosine"),
-        ({"divergence": "fkl", "temperature": {"from": 1, "to": 2, "over": "adaptive"}}, "taid_t alone"),
+        (
+            {"divergence": "fkl", "temperature": {"from": 1, "to": 2, "over": "adaptive"}},
+            "adaptive is for taid_t",
+        ),
         ({"divergence": "jsd", "beta": {"from": 0, "to": 0.5}}, "outside (0, 1)"),
-        ({"divergence": "jsd", "beta": {"from": 0.1, "to": 0.5, "over": "adaptive"}}, "taid_t alone"),
+        (
+            {"divergence": "jsd", "beta": {"from": 0.1, "to": 0.5, "over": "adaptive"}},
+            "adaptive is for taid_t",
+        ),
         ({"divergence": "jsd", "beta": {"from": 0.1, "to": 0.5, "ovr": 1}}, "no 'ovr'"),
     ],
 )

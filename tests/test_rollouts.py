@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_training import DATA, cache, frame, job, tokenizer, trained  # noqa: F401
 
+from kdag.config.training import MixedJob
 from kdag.data.rows import prompts
 from kdag.job.errors import UserError
 from kdag.losses.divergences import load as divergence
@@ -20,7 +21,14 @@ from kdag.training.batches import NOTHING, EpochSampler, Mixture, Rows
 from kdag.training.job import Source, mixture_of
 from kdag.training.rollouts import Rollouts
 
-SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 8, "refresh": 1, "batch_size": 64}
+SAMPLING = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "max_new_tokens": 8,
+    "refresh": 1,
+    "replay": 0,
+    "batch_size": 64,
+}
 
 
 class Live(LiveTeacher):
@@ -47,8 +55,9 @@ def run(
     settings=None,
     sampling=None,
     allowed=None,
+    heldout=None,
     **objective,
-):  # noqa: F811
+):
     settings = settings or job()
     tokenizer = load.load_tokenizer(tiny_models / "student")  # noqa: F811
     vocabulary = len(tokenizer)
@@ -77,6 +86,7 @@ def run(
         work=work,
         mixture=mixture,
         rollouts=rollouts,
+        heldout=heldout,
         allowed=allowed,
     )
     return model, log, Rollouts.written(work)
@@ -295,3 +305,118 @@ def test_merged_copies_say_what_the_trained_model_says_and_leave_no_trace(tiny_m
         assert all(weight.dtype == torch.bfloat16 for weight in base.parameters())
     assert {name: (id(weight), weight.data_ptr()) for name, weight in model.named_parameters()} == before
     assert torch.equal(model(input_ids=ids).logits, wanted)
+
+
+def test_a_share_by_schedule_grows_from_none_to_all(tiny_models, frame, tmp_path):  # noqa: F811
+    answers = {"dataset": 1.0, "student": {"from": 0.0, "to": 1.0, "over": "linear"}}
+    settings = MixedJob(**job(epochs=4).model_dump(), answers=answers)
+    _, log, said = run(tiny_models, frame, tmp_path, answers, settings=settings)
+    shares = [step["student_share"] for step in log]
+    assert shares == pytest.approx(np.linspace(0, 1, 12))
+    own = [sum(entry["step"] == step["step"] for entry in said) for step in log]
+    assert own[0] == 0 and own[-1] == 8 and sum(own[:6]) < sum(own[6:])
+    assert log[0]["sampled_tokens"] == 0 and log[0]["answer_tokens"] > 0
+
+
+DISTILLM = {"dataset": 1.0, "student": {"from": 0.0, "to": 1.0, "over": "adaptive"}}
+
+
+def threshold_of_the_published_code(losses: list[float]) -> float:
+    """finetune.py of jongwooko/distillm, after evaluations that gave these losses."""
+    adaptive_threshold, prev_avg_loss, loss_eps = 0.0, losses[0], 0.1
+    for curr_avg_loss in losses[1:]:
+        if curr_avg_loss >= prev_avg_loss + loss_eps:
+            adaptive_threshold += 0.1
+            adaptive_threshold = min(adaptive_threshold, 1.0)
+            prev_avg_loss = curr_avg_loss
+    return adaptive_threshold
+
+
+@pytest.mark.parametrize(
+    "losses", [[2.0], [2.0, 1.9, 2.05, 2.1, 2.15, 2.2, 2.4], [1.0, *(1 + 0.2 * n for n in range(1, 14))]]
+)
+def test_the_adaptive_share_is_distillms(losses):
+    share = schedule.StudentShare(DISTILLM["student"])
+    assert share.grown(losses) == pytest.approx(threshold_of_the_published_code(losses))
+
+
+def test_distillm_looks_at_the_held_out_rows_before_each_epoch(tiny_models, frame, tmp_path):  # noqa: F811
+    """Cross-entropy as the model itself gives it, and a rate so high that it gets worse, so answers come."""
+    heldout = frame.iloc[20:]
+    settings = MixedJob(**job(epochs=4, learning_rate=0.3).model_dump(), answers=DISTILLM)
+    _, log, said = run(tiny_models, frame, tmp_path, DISTILLM, settings=settings, heldout=heldout)
+    at = [step["step"] for step in log if "heldout_ce" in step]
+    assert at == [1, 4, 7, 10]
+    model, total = load.load_model(tiny_models / "student", "float32"), 0.0
+    for ids, targets in zip(heldout["input_ids"], heldout["targets"], strict=True):
+        logits = model(input_ids=torch.tensor(np.array(ids))[None]).logits[
+            0, :, : len(load.load_tokenizer(tiny_models / "student"))
+        ]
+        total += float(
+            torch.nn.functional.cross_entropy(logits, torch.tensor(np.array(targets)).long(), reduction="sum")
+        )
+    assert log[0]["heldout_ce"] == pytest.approx(total / heldout.answer_tokens, rel=1e-5)
+    seen = [step["heldout_ce"] for step in log if "heldout_ce" in step]
+    for number, step in enumerate(log):
+        assert step["student_share"] == pytest.approx(
+            threshold_of_the_published_code(seen[: number // 3 + 1])
+        )
+    assert log[0]["student_share"] == 0 and log[-1]["student_share"] > 0
+    assert {entry["step"] for entry in said} <= {s["step"] for s in log if s["student_share"]}
+
+
+REPLAYING = {"dataset": 1.0, "student": {"from": 0.8, "to": 0.8, "over": "linear"}}
+
+
+def test_answers_are_replayed_once_the_buffer_is_full_and_the_more_the_later(tiny_models, frame, tmp_path):  # noqa: F811
+    settings = MixedJob(**job(epochs=8).model_dump(), answers=REPLAYING)
+    _, log, said = run(tiny_models, frame, tmp_path, REPLAYING, settings=settings, sampling={"replay": 10})
+    new = [entry for entry in said if "first" not in entry]
+    old = [entry for entry in said if "first" in entry]
+    for entry in old:
+        before = [e for e in new if e["step"] < entry["step"]]
+        assert len(before) >= 10
+        (source,) = (
+            e for e in before if e["step"] >= before[-10]["step"] and [e["step"], e["row"]] == entry["first"]
+        )
+        assert {**source, "step": 0, "row": 0} == {
+            **{k: v for k, v in entry.items() if k != "first"},
+            "step": 0,
+            "row": 0,
+        }
+    late = [entry for entry in said if entry["step"] > 16]
+    assert 0.6 < sum("first" in entry for entry in late) / len(late) <= 1
+    assert len(said) / (24 * 8) == pytest.approx(0.8, abs=0.1)
+    for step in log:
+        assert step["sampled_tokens"] == sum(len(e["tokens"]) for e in new if e["step"] == step["step"])
+        assert step["answer_tokens"] >= sum(len(e["tokens"]) for e in said if e["step"] == step["step"])
+
+
+def test_a_killed_run_replays_the_same(tiny_models, frame, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN_CHECKPOINTS", -1)
+    changed = {**DISTILLM, "student": DISTILLM["student"] | {"from": 0.9}}
+    how = {
+        "settings": MixedJob(**job(epochs=4).model_dump(), answers=changed),
+        "sampling": {"replay": 10},
+        "heldout": frame.iloc[20:],
+    }
+    whole, log, said = run(tiny_models, frame, tmp_path / "whole", changed, **how)
+    assert any("first" in entry for entry in said if entry["step"] > 9)
+
+    class KilledError(Exception):
+        pass
+
+    real = Rollouts.sample
+
+    def dying(self, wanted):
+        if wanted and wanted[0][0] >= 10:
+            raise KilledError
+        return real(self, wanted)
+
+    monkeypatch.setattr(Rollouts, "sample", dying)
+    with pytest.raises(KilledError):
+        run(tiny_models, frame, tmp_path / "killed", changed, **how)
+    monkeypatch.setattr(Rollouts, "sample", real)
+    assert checkpoints.last_checkpoint(tmp_path / "killed")
+    again, again_log, others = run(tiny_models, frame, tmp_path / "killed", changed, **how)
+    assert (again_log, others) == (log, said) and torch.equal(trained(again), trained(whole))

@@ -26,6 +26,7 @@ from kdag.config import kinds, yaml_file
 from kdag.models import files
 from kdag.planning import expected, devices
 from kdag.config.load import load_config
+from kdag.config.schedules import is_schedule
 from kdag.config.section import path_is
 from kdag.files.code import files_of
 from kdag.job.errors import UserError
@@ -281,6 +282,12 @@ def seen(cached="", live=""):
 def budget_reference(wildcards):
     """The manifest of the data, if a strategy's budget is what `sft` takes on it."""
     return "<results>/data/manifest.json" if CONFIG.budget_of(wildcards.strategy) else []
+
+
+def adaptive_rows(wildcards):
+    """The held-out rows, if the share of a strategy's own answers depends on them."""
+    share = CONFIG.strategies[wildcards.strategy].answers[kinds.STUDENT]
+    return "<results>/data/heldout.parquet" if is_schedule(share) and share["over"] == "adaptive" else []
 
 
 def trained_teacher(wildcards):

@@ -62,11 +62,13 @@ rule distill:
         **needs("distill"),
     params:
         config=params("distill"),
+        further="",
     shell:
         "python {input.code[0]:q} --name {wildcards.strategy}/seed{wildcards.seed}"
         " --gpus {resources.gpu} --planned {resources.planned} --tensorboard {resources.tensorboard}"
         " --config {params.config:q} --model {input.model:q} --chat {input.chat:q} --train {input.train:q}"
         " --teacher {input.teacher:q} --expect-teacher {input.trained:q} --budget {input.budget:q}"
+        " {params.further}"
         " --output {output.model:q} --log {output.log:q} --manifest {output.manifest:q} --log-file {log:q}"
 
 
@@ -85,6 +87,7 @@ if ON_POLICY:
             trained=[],
             states=ancient("<results>/teacher/model"),
             budget=budget_reference,
+            heldout=adaptive_rows,
         output:
             model=directory("<results>/students/{strategy}/seed{seed}/model"),
             log="<results>/students/{strategy}/seed{seed}/training.jsonl",
@@ -94,3 +97,6 @@ if ON_POLICY:
             strategy="|".join(map(re.escape, ON_POLICY)),
         resources:
             **needs("distill", ["model", "states"], plan="distill_on_policy"),
+        params:
+            config=params("distill"),
+            further=lambda wildcards, input: f"--heldout {input.heldout}",

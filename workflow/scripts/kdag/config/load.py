@@ -86,7 +86,7 @@ def in_range(divergence: str, given: dict) -> dict:
     """Every parameter of a divergence, each a number or a schedule; ValueError if one is out of its range."""
     found = {key: value_of(key, value) for key, value in given.items()}
     if wrong := [k for k, v in found.items() if is_schedule(v) and v["over"] == "adaptive" and k != "taid_t"]:
-        raise ValueError(f"`{wrong[0]}`: over: adaptive is for taid_t alone")
+        raise ValueError(f"`{wrong[0]}`: over: adaptive is for taid_t and the student's share of the answers")
     for end in (0, -1):
         filled = resolve(divergence, {key: numbers(value)[end] for key, value in found.items()})
     return filled | found

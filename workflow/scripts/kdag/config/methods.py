@@ -6,6 +6,7 @@ says which methods are missing and why.
 """
 
 from kdag.config.kinds import DATASET, STUDENT, TEACHER
+from kdag.config.schedules import is_schedule
 from kdag.config.section import suggestion
 
 PURE = {"use_ce_loss": False, "temperature": 1.0}  # only the divergence, of the models as they are
@@ -17,6 +18,15 @@ METHODS = {
     "imitkd": {"divergence": "fkl", "student_share": 0.5, **PURE},
     # Agarwal et al. 2023, arXiv 2306.13649: lambda is student_share.
     "gkd": {"divergence": "jsd", "beta": 0.5, "student_share": 0.5, **PURE},
+    # Ko et al. 2024, arXiv 2402.03898, and its code: skew 0.1; the share grows by 0.1 after an epoch whose
+    # held-out loss is 0.1 higher than before; a buffer of 1,000 answers.
+    "distillm": {
+        "divergence": "skewed-fkl",
+        "skew_lambda": 0.1,
+        "student_share": {"from": 0.0, "to": 1.0, "over": "adaptive"},
+        "sampling": {"replay": 1000},
+        **PURE,
+    },
     # Shing et al. 2025, arXiv 2501.16937: t from 0.4 to 1, alpha 5e-4, momentum 0.99.
     "taid": {"divergence": "taid", "taid_t": {"from": 0.4, "to": 1.0, "over": "adaptive"}, **PURE},
 }
@@ -33,11 +43,16 @@ def with_method(strategy):
     if name not in METHODS:
         raise ValueError(f".method: no method is called {name!r}{suggestion(str(name), METHODS)}")
     keys = {**METHODS[name], **strategy}
+    if isinstance(strategy.get("sampling"), dict):  # of which it overrides some keys
+        keys["sampling"] = {**METHODS[name].get("sampling", {}), **strategy["sampling"]}
     share = keys.pop("student_share", None)
     if "answers" not in strategy and share is not None:
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        if is_schedule(share):
+            keys["answers"] = {DATASET: 1, STUDENT: share}
+        elif isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
             raise ValueError(f".student_share: a number from 0 to 1 is needed, got {share!r}")
-        keys["answers"] = {DATASET: 1 - share, STUDENT: share}
+        else:
+            keys["answers"] = {DATASET: 1 - share, STUDENT: share}
     elif "student_share" in strategy:
         raise ValueError(": either answers or student_share is needed")
     return keys

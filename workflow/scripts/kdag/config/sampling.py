@@ -14,4 +14,10 @@ class Sampling(Section):
     refresh: int = Field(
         1, gt=0, description="a student answers the prompts of so many optimiser steps at once"
     )
+    replay: int = Field(
+        0,
+        ge=0,
+        description="answers of earlier steps that a student keeps, and learns from again in the place of "
+        "new ones, the more often the further it is: DistiLLM's buffer; 0: all are new",
+    )
     batch_size: int = Field(64, gt=0, description="prompts answered at a time; pinned, as bf16 sees it")

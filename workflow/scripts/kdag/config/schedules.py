@@ -7,7 +7,8 @@ from typing import Annotated
 
 from pydantic import PlainValidator, WithJsonSchema
 
-# adaptive: TAID's, which goes on faster while the loss falls (training/schedule.py).
+# adaptive: of taid_t TAID's, which goes on faster while the loss falls; of the student's share of the answers
+# DistiLLM's, which grows where the held-out loss does (training/schedule.py).
 OVER = ("linear", "cosine", "adaptive")
 KEYS = ("from", "to", "over")
 
@@ -55,7 +56,7 @@ def scheduled(above: float, most: float):
         if any(number > most for number in numbers(found)):
             raise ValueError(f"Input should be less than or equal to {most:g}")
         if is_schedule(found) and found["over"] == "adaptive":
-            raise ValueError("over: adaptive is for taid_t alone")
+            raise ValueError("over: adaptive is for taid_t and the student's share of the answers")
         return found
 
     number = {"type": "number", "exclusiveMinimum": above, "maximum": most}

@@ -97,7 +97,7 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
             own = config.sampling_of(strategy).model_dump() if STUDENT in chosen.answers else None
             return MixedJob(**job, answers=chosen.answers, sampling=own).model_dump()
         case "answer_teacher":
-            sampling = config.sampling_of(strategy).model_dump(exclude={"refresh"})
+            sampling = config.sampling_of(strategy).model_dump(exclude={"refresh", "replay"})
             return {**sampling, "dtype": config.teacher_cache.dtype}
         case "generate":
             return config.evaluation.model_dump(exclude={"prompts", "limit", "tasks"})

@@ -12,15 +12,25 @@ from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_va
 
 from kdag.config.kinds import DATASET, NO_DIVERGENCE, SOURCES, STUDENT
 from kdag.config.sampling import Sampling
+from kdag.config.schedules import OVER, is_schedule, numbers, read
 from kdag.config.section import Section
 from kdag.config.training import Distillation
 
 
 def shares(value) -> dict[str, float]:
-    """{source: its share of the rows}, without those that have none, in the order of SOURCES."""
+    """{source: its share of the rows}, without those that have none, in the order of SOURCES.
+
+    The student's may be a schedule; the others share what it leaves.
+    """
     given = {value: 1.0} if isinstance(value, str) else value
     if not isinstance(given, dict) or not set(given) <= set(SOURCES):
         raise ValueError(f"{', '.join(SOURCES)}, or shares of these are needed, got {value!r}")
+    if is_schedule(given.get(STUDENT)):
+        schedule = read(given[STUDENT])
+        if not all(0 <= end <= 1 for end in numbers(schedule)):
+            raise ValueError(f"a share is from 0 to 1, got {given[STUDENT]!r}")
+        rest = {source: share for source, share in given.items() if source != STUDENT}
+        return {**shares(rest), STUDENT: schedule}
     if wrong := [s for s in given.values() if isinstance(s, bool) or not isinstance(s, int | float)]:
         raise ValueError(f"a share is a number, got {wrong[0]!r}")
     if min(given.values(), default=-1) < 0 or not math.isclose(sum(given.values()), 1, abs_tol=1e-9):
@@ -29,7 +39,17 @@ def shares(value) -> dict[str, float]:
 
 
 SHARE = {"type": "number", "minimum": 0, "maximum": 1}
-SHARES = {"type": "object", "additionalProperties": False, "properties": dict.fromkeys(SOURCES, SHARE)}
+SCHEDULE = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["from", "to"],
+    "properties": {"from": SHARE, "to": SHARE, "over": {"enum": list(OVER)}},
+}
+SHARES = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": dict.fromkeys(SOURCES, SHARE) | {STUDENT: {"anyOf": [SHARE, SCHEDULE]}},
+}
 Answers = Annotated[
     dict, PlainValidator(shares), WithJsonSchema({"anyOf": [{"enum": list(SOURCES)}, SHARES]})
 ]

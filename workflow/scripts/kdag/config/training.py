@@ -131,10 +131,11 @@ class DistillationJob(Distillation):
 class MixedJob(DistillationJob):
     """What a training depends on besides, if its rows have answers of several kinds, or the student's own.
 
+    answers: their shares; the student's may be a schedule, and the others then share what it leaves.
     sampling: for its own, as of the section `sampling`.
     """
 
-    answers: dict[str, float]
+    answers: dict[str, float | dict]
     sampling: dict | None = None
 
 

@@ -10,6 +10,7 @@ from kdag.config.experiment import Config
 from kdag.config.kinds import NO_DIVERGENCE, STUDENT
 from kdag.config.roster import model_ids, student_ids
 from kdag.config.sampling import Sampling
+from kdag.config.schedules import numbers
 from kdag.config.stages import answer_set, answer_sets
 from kdag.planning import devices
 from kdag.planning.devices import Device
@@ -111,7 +112,7 @@ def plan(config: Config, teacher: Shape, student: Shape, device: Device, tokens:
         live = config.teacher_cache.dtype if config.online(name) else None
         share, compute, kind = strategy.answers.get(STUDENT), trained(student, teacher, live), distilled
         if share:
-            compute, kind = on_policy(live, config.sampling_of(name), share), by_themselves
+            compute, kind = on_policy(live, config.sampling_of(name), mean_share(share)), by_themselves
         own = {key: f"strategies.{name}.{key}" for key in strategy.overrides()}
         settings = with_dtype(config.distillation_of(name), device)
         settings = within_budget(config, name, settings, tokens, compute, trained(student))
@@ -191,6 +192,11 @@ def steps(settings, rows: int) -> int:
     """
     passes = ceil(rows / settings.batch_size)
     return ceil(settings.epochs * ceil(passes / settings.gradient_accumulation))
+
+
+def mean_share(share) -> float:
+    """Of rows that a student answers itself; where it is adaptive, as if half of its growth were used."""
+    return sum(numbers(share)) / len(numbers(share))
 
 
 def within_budget(config: Config, name: str, settings, tokens: dict, compute, sft):

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import torch
 
+from kdag.config.schedules import is_schedule
 from kdag.job.errors import UserError
 from kdag.teacher.cache import pad
 
@@ -44,11 +45,13 @@ class Mixture(torch.utils.data.Dataset):
     """
 
     def __init__(self, kinds: list[Rows], shares: list[float], seed: int):
-        """shares: of the rows of an epoch, on average, adding up to 1."""
+        """shares: of the rows of an epoch, on average, adding up to 1. Rows of a kind whose share is a
+        schedule are not drawn here, but where the share is known."""
         counts = {len(rows) for rows in kinds}
         if len(counts) > 1:
             raise UserError(f"the answers are of different rows: there are {sorted(counts)} of them")
-        self.kinds, self.shares, self.seed = kinds, shares, seed
+        self.kinds, self.seed = kinds, seed
+        self.shares = [0.0 if is_schedule(share) else share for share in shares]
         self.lengths, self.count = kinds[0].lengths, len(kinds[0])
 
     def __len__(self):

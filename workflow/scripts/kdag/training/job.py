@@ -55,6 +55,7 @@ def run_stage(
     tensorboard: bool = False,
     rollouts=None,
     answers: Path | None = None,
+    heldout: Path | None = None,
     reference: Path | None = None,
 ) -> None:
     """A training stage from its inputs to its manifest, for every script that trains.
@@ -64,7 +65,8 @@ def run_stage(
     model. output, log and manifest are written. teacher: the manifests of the teacher's caches of these rows,
     or, for an online teacher, of the teacher itself; expected_teacher: what the caches must be made from.
     backend: what `backends.start` chose. section: where the configuration has these settings. rollouts: the
-    class Rollouts, for rows that the student answers itself; answers: where its answers are written.
+    class Rollouts, for rows that the student answers itself; answers: where its answers are written;
+    heldout: heldout.parquet, by which an adaptive share of them grows.
     reference: the manifest of the data, by which a budget is measured, if there is one.
     """
     spoken = read_chat(chat) if chat else None
@@ -110,6 +112,7 @@ def run_stage(
         shard=shard,
         tensorboard=output.parent / "tensorboard" if tensorboard else None,
         rollouts=rollouts,
+        heldout=read_rows(heldout) if heldout else None,
         allowed=allowed,
     )
     processes.leave()

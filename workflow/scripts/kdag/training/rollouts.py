@@ -7,8 +7,11 @@ bfloat16 it does).
 """
 
 import itertools
+from collections import deque
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from kdag.config.kinds import STUDENT
 from kdag.data.loops import distinct_pairs, is_repeated
@@ -62,6 +65,7 @@ class Rollouts:
         self.waiting: list[list[dict]] = []  # the batches of the next steps
         self.found: dict[int, list[dict]] = {}  # the answers of each step that is not logged yet
         self.begun = False
+        self.buffer: deque | None = None  # what `replayed` draws from
 
     @classmethod
     def prepared(cls, frame, settings, chat, start: Path, vocabulary: int):
@@ -84,16 +88,18 @@ class Rollouts:
             tokenizer=load.load_tokenizer(start),
         )
 
-    def batches(self, upcoming, count: int, step: int) -> list[dict]:
+    def batches(self, upcoming, count: int, step: int, share: float | None, done: float) -> list[dict]:
         """The `count` batches of an optimiser step; upcoming: those of the epoch that are left, whose rows
-        are replaced; step: how many steps the weights have had."""
+        are replaced; step: how many steps the weights have had; share: of rows that get the student's
+        answers, None: those that the mixture says; done: how much of the training is."""
         if not self.begun:
             self.forget_after(step)
         if not self.waiting:
             file, last = self.answered(step)
             numbers = [batch["rows"].tolist() for batch in itertools.islice(upcoming, count * (last - step))]
             steps = [sum(numbers[at : at + count], []) for at in range(0, len(numbers), count)]
-            self.waiting = self.answer(steps, step, file)
+            known = read_jsonl(file) if file else self.write(steps, step, share, done)
+            self.waiting = self.answer(steps, step, known)
         return self.waiting.pop(0) if self.waiting else []
 
     def answered(self, step: int) -> tuple[Path | None, int]:
@@ -108,20 +114,59 @@ class Rollouts:
             raise UserError(f"answers that were to be learned after step {step} are lost. Delete {folder}")
         return None, step + self.sampling["refresh"]
 
-    def answer(self, steps: list[list[int]], step: int, file: Path | None) -> list[list[dict]]:
-        """The batches of the next steps. steps: the numbers of their rows; file: where their answers are."""
-        wanted = [(at, n) for at, numbers in enumerate(steps, step + 1) for n in numbers if self.is_own(n)]
-        if file:
-            known = read_jsonl(file)
+    def write(self, steps: list[list[int]], step: int, share: float | None, done: float) -> list[dict]:
+        """The answers to rows of the next steps, written down. steps: the numbers of their rows."""
+        places = [(at, n) for at, numbers in enumerate(steps, step + 1) for n in numbers if n != NOTHING]
+        if share is None:
+            own = [place for place in places if self.is_own(place[1])]
         else:
-            known = self.sample(wanted)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_jsonl(self.folder / f"{step:08d}-{step + len(steps):08d}.jsonl", known)
+            own = [place for place in places if self.random(*place, "share").random() < share]
+        again = self.replayed(own, done)
+        new = [place for place in own if place not in again]
+        found = dict(zip(new, self.sample(new), strict=True))
+        self.remember(found.values())
+        known = [found.get(place) or again[place] for place in own]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_jsonl(self.folder / f"{step:08d}-{step + len(steps):08d}.jsonl", known)
+        return known
+
+    def replayed(self, own: list[tuple[int, int]], done: float) -> dict[tuple[int, int], dict]:
+        """{(step, row's number): an earlier answer that stands there again, to its own prompt}.
+
+        As in DistiLLM's code: none before there are `replay` of them, then the more the further the training
+        is.
+        """
+        size, found = self.sampling["replay"], {}
+        if not size:
+            return found
+        if self.buffer is None:
+            self.buffer = deque(maxlen=size)
+            for file in sorted(self.folder.glob("*.jsonl")):
+                self.remember(read_jsonl(file))
+        for at, number in own if len(self.buffer) == size else ():
+            draw = self.random(at, number, "replay")
+            if draw.random() < done:
+                entry = self.buffer[int(draw.integers(size))]
+                first = [entry["step"], entry["row"]]
+                found[at, number] = entry | {"step": at, "row": number % self.dataset.count, "first": first}
+        return found
+
+    def remember(self, entries) -> None:
+        """The last `replay` new answers, of this process's steps."""
+        if self.buffer is not None:
+            self.buffer.extend(entry for entry in entries if "first" not in entry)
+
+    def random(self, step: int, number: int, purpose: str) -> np.random.Generator:
+        """By seed, step, row and purpose alone; another than that of the row's answer."""
+        return np.random.default_rng([self.seed, number % self.dataset.count, step, *purpose.encode()])
+
+    def answer(self, steps: list[list[int]], step: int, known: list[dict]) -> list[list[dict]]:
+        """The batches of the next steps. steps: the numbers of their rows; known: the answers to them."""
         by_row = {(entry["step"], entry["row"]): entry for entry in known}
         made = []
         for at, numbers in enumerate(steps, step + 1):
-            own = {n: by_row[at, n % self.dataset.count] for n in numbers if self.is_own(n)}
-            self.found[at] = list(own.values())
+            own = {n: by_row.get((at, n % self.dataset.count)) for n in numbers if n != NOTHING}
+            self.found[at] = [entry for entry in own.values() if entry and "first" not in entry]
             rows = [self.row(number, own.get(number)) for number in numbers]
             rows.sort(key=lambda row: -len(row["input_ids"]))
             starts = range(0, len(rows), self.batch_size)
@@ -129,16 +174,19 @@ class Rollouts:
         return made
 
     def is_own(self, number: int) -> bool:
-        return number != NOTHING and number // self.dataset.count == self.own
+        return number // self.dataset.count == self.own
 
     def row(self, number: int, answer: dict | None) -> dict:
         if answer is None:
             return self.dataset[number]
-        ids, targets = answered(self.prompts[number % self.dataset.count], answer["tokens"])
+        asked = answer["first"][1] if "first" in answer else answer["row"]
+        ids, targets = answered(self.prompts[asked], answer["tokens"])
         return {"input_ids": ids, "targets": targets, "row": number}
 
     def sample(self, wanted: list[tuple[int, int]]) -> list[dict]:
         """The answers to be written down, in the order of `wanted`: pairs of a step and a row's number."""
+        if not wanted:
+            return []
         rows = [number % self.dataset.count for _, number in wanted]
         seeds = [(self.seed, row, step) for (step, _), row in zip(wanted, rows, strict=True)]
         with decoding.answering(self.model, self.dtype) as (model, forward):

@@ -78,6 +78,40 @@ class Schedules:
         )
 
 
+class StudentShare:
+    """The share of rows that have the student's own answers, by a schedule. course: as of Schedules.
+
+    over: adaptive is DistiLLM's (arXiv 2402.03898 and its code): more by MORE after an epoch whose held-out
+    cross-entropy is at least WORSE nats higher than the last one that counted.
+    """
+
+    MORE, WORSE = 0.1, 0.1
+
+    def __init__(self, schedule: dict, course=None):
+        self.schedule, self.course = schedule, course or StepsOnly()
+        self.adaptive = schedule["over"] == "adaptive"
+        self.now = {}  # what is logged with the step
+
+    def at(self, state, heldout: float | None = None) -> float:
+        """Of the step after `state.global_step`; heldout: the cross-entropy, if an epoch begins with it."""
+        self.now = {} if heldout is None else {"heldout_ce": heldout}
+        if self.adaptive:
+            logged = [entry["heldout_ce"] for entry in state.log_history if "heldout_ce" in entry]
+            share = self.grown([*logged, *self.now.values()])
+        else:
+            share = between(self.schedule, self.course.along(state))
+        self.now["student_share"] = share
+        return share
+
+    def grown(self, heldout: list[float]) -> float:
+        """heldout: cross-entropy before the training and after each epoch so far."""
+        share, previous = self.schedule["from"], heldout[0]
+        for loss in heldout[1:]:
+            if loss >= previous + self.WORSE:
+                share, previous = min(share + self.MORE, self.schedule["to"]), loss
+        return share
+
+
 def between(schedule: dict, share: float) -> float:
     """The value of a schedule when `share` of the training is done; both ends are reached."""
     if schedule["over"] == "cosine":

@@ -15,6 +15,8 @@ from peft import PeftModel
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
+from kdag.config.kinds import STUDENT
+from kdag.config.schedules import is_schedule
 from kdag.job import launching
 from kdag.job.errors import UserError
 from kdag.models import head, load, save
@@ -77,6 +79,7 @@ def train(
     tensorboard: Path | None = None,
     mixture: Mixture | None = None,
     rollouts=None,
+    heldout=None,
     allowed=None,
 ):
     """Train `model` on the rows of `frame`. settings: a config.Training with a seed.
@@ -85,7 +88,8 @@ def train(
     of the checkpoints. shard: share the model out among the processes (sharding.py). tensorboard: the folder
     of its curves, if they are wanted. mixture: the rows, if there are several kinds of answers to draw from;
     frame is then the first kind. rollouts: for those that the student gives itself, what makes a Rollouts of
-    (model, mixture, work, rows of a batch). allowed: what makes a Budget of the model's weights; None: all
+    (model, mixture, work, rows of a batch). heldout: rows that none is trained on,
+    by which an adaptive share of those grows. allowed: what makes a Budget of the model's weights; None: all
     epochs. Returns the trained model (PEFT-wrapped for LoRA) and
     the log, an entry per step.
     """
@@ -133,6 +137,7 @@ def train(
         dataloader_pin_memory=load.device().type == "cuda",
         dataloader_num_workers=READERS[load.device().type],
     )
+    share = (getattr(settings, "answers", None) or {}).get(STUDENT)
     if shard:
         sharding.shard(model)
     off = backend == "transformers" and not head.base_model(model).is_gradient_checkpointing
@@ -149,6 +154,8 @@ def train(
         tokens_per_pass=tokens,
         save_memory=partial(compute_again, model) if may else None,
         rollouts=rollouts and rollouts(model, mixture, work, together[0]),
+        share=share if is_schedule(share) else None,
+        heldout=Rows(heldout, None) if heldout is not None else None,
         budget=budget,
         callbacks=[*([KeepWithin(budget, expected(settings, len(frame)))] if budget else []), Follow()],
     )

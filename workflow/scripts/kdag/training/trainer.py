@@ -15,8 +15,8 @@ from kdag.losses.fused import distill_loss
 from kdag.models import head
 from kdag.training import budget as budgets
 from kdag.training import processes, sharding
-from kdag.training.batches import NOTHING, EpochSampler, nothing_to_learn, split, split_by_tokens
-from kdag.training.schedule import Objective, Schedules
+from kdag.training.batches import NOTHING, EpochSampler, collate, nothing_to_learn, split, split_by_tokens
+from kdag.training.schedule import Objective, Schedules, StudentShare
 
 
 class DistillTrainer(Trainer):
@@ -32,17 +32,23 @@ class DistillTrainer(Trainer):
         tokens_per_pass: int | None = None,
         save_memory=None,
         rollouts=None,
+        share=None,
+        heldout=None,
         budget: budgets.Budget | None = None,
         **kwargs,
     ):
         """teacher: a TeacherCache, a LiveTeacher or None. rollouts: what gives rows the student's own answers
-        before each step (rollouts.Rollouts), if any has them. budget: what the learning rate and all
-        schedules follow, instead of the steps."""
+        before each step (rollouts.Rollouts), if any has them; share: a schedule of the share of rows that have
+        them, or None; heldout: a Rows that no step learns from, by which an adaptive share grows. budget: what
+        the learning rate and all schedules follow, instead of the steps."""
         super().__init__(**kwargs)
-        self.schedules = Schedules(objective, budget and budgets.BudgetOnly(budget))
+        self.course = budgets.BudgetOnly(budget) if budget else budgets.StepsOnly()
+        self.schedules = Schedules(objective, self.course)
+        self.share, self.heldout = share and StudentShare(share, self.course), heldout
         self.vocabulary, self.teacher = vocabulary, teacher
         self.rollouts, self.budget = rollouts, budget
         self.measured = [*self.schedules.moving, *(rollouts.MEASURES if rollouts else [])]
+        self.measured += ["heldout_ce", "student_share"] if share else []
         self.dtype = getattr(torch, dtype)
         self.teacher_head = None if teacher is None else teacher.head.to(self.args.device)
         self.model_accepts_loss_kwargs = True  # the loss is divided by num_items_in_batch here
@@ -74,9 +80,28 @@ class DistillTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The batches of an optimiser step, and how many tokens they learn in all processes."""
         if self.rollouts:
-            batches = self.rollouts.batches(epoch_iterator, num_batches, self.state.global_step)
+            share = self.share and self.share.at(self.state, self.heldout_ce())
+            done = self.course.done(self.state)[-1]
+            batches = self.rollouts.batches(epoch_iterator, num_batches, self.state.global_step, share, done)
             epoch_iterator, num_batches = iter(batches), len(batches)
         return super().get_batch_samples(epoch_iterator, num_batches, device)
+
+    @torch.no_grad()
+    def heldout_ce(self) -> float | None:
+        """Cross-entropy of the held-out rows, in nats per token, before an epoch; else None."""
+        if not self.share.adaptive or (self.state.epoch or 0) % 1:
+            return None
+        total = tokens = 0
+        size, rows = self.args.train_batch_size, range(len(self.heldout))
+        self.model.eval()
+        for start in rows[::size]:
+            batch = collate([self.heldout[row] for row in rows[start : start + size]])
+            batch = self._prepare_inputs(batch)
+            for piece in split_by_tokens(batch, self.tokens) if self.tokens else [batch]:
+                _, metrics = self.loss_of(piece, Objective(), None, None)
+                total, tokens = total + float(metrics["ce_sum"]), tokens + int(metrics["tokens"])
+        self.model.train()
+        return processes.agreed(total / tokens)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """A forward and backward pass; where memory runs out, the step begins again in smaller ones.
@@ -146,17 +171,19 @@ class DistillTrainer(Trainer):
 
     def losses(self, inputs, num_items):
         """(loss, metrics) of a batch: what calling the model means while it trains."""
+        return self.loss_of(inputs, self.schedules.at(self.state), self.teacher, num_items)
+
+    def loss_of(self, inputs, objective: Objective, teacher, num_items):
         model = self.model
         learn = inputs["labels"] != -100
         autocast = torch.autocast(self.args.device.type, self.dtype, enabled=self.dtype != torch.float32)
         with autocast:
             hidden = head.hidden_states(model, inputs["input_ids"], inputs["attention_mask"])
-        objective, teacher = self.schedules.at(self.state), self.teacher
         return distill_loss(
             hidden[learn].to(self.dtype),
             head.head_weight(model, self.vocabulary).to(self.dtype),
             teacher and teacher.known(inputs, learn),
-            self.teacher_head,
+            teacher and self.teacher_head,
             inputs["labels"][learn],
             divergence=objective.divergence,
             divergence_params=objective.divergence_params or {},
@@ -184,7 +211,7 @@ class DistillTrainer(Trainer):
                 logs["parts"] = self.parts
             if self.tokens:
                 logs["tokens_per_pass"] = self.tokens
-            logs.update(self.schedules.now)
+            logs.update(self.schedules.now | (self.share.now if self.share else {}))
             if self.rollouts:
                 logs.update(self.rollouts.measured(self.state.global_step, self.args.device))
             self.sums = {}
