@@ -38,7 +38,14 @@ SETTINGS = {
     "seed": 0,
 }
 LORA = SETTINGS | {"lora_rank": 4, "lora_dropout": 0.0}
-SAMPLING = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 6, "refresh": 1, "batch_size": 64}
+SAMPLING = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "max_new_tokens": 6,
+    "refresh": 1,
+    "replay": 0,
+    "batch_size": 64,
+}
 ON_POLICY = LORA | {
     "divergence": "rkl",
     "use_ce_loss": False,

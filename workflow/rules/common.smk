@@ -105,11 +105,15 @@ def shipped(file):
 
 
 def divergence_code(wildcards):
-    """The file of a strategy's divergence, and what it imports."""
-    name = CONFIG.strategies[wildcards.strategy].divergence
-    if name == kinds.NO_DIVERGENCE:
-        return []
-    return code(f"kdag/losses/divergences/{name.replace('-', '_')}")
+    """The files of a strategy's divergences, and what they import."""
+    chosen = CONFIG.strategies[wildcards.strategy]
+    names = [name for name in (chosen.divergence, chosen.student_divergence) if name]
+    files = [
+        code(f"kdag/losses/divergences/{name.replace('-', '_')}")
+        for name in names
+        if name != kinds.NO_DIVERGENCE
+    ]
+    return list(dict.fromkeys(sum(files, [])))
 
 
 def task_code(wildcards):

@@ -62,7 +62,7 @@ def main(args):
     run_stage(
         "distill",
         settings,
-        Objective() if plain else Objective.of(settings, load(settings.divergence)),
+        Objective() if plain else Objective.of(settings, load),
         start=args.model,
         rows=args.train,
         chat=args.chat,

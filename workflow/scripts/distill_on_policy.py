@@ -57,7 +57,7 @@ def main(args):
     run_stage(
         "distill_on_policy",
         settings,
-        Objective.of(settings, load(settings.divergence)),
+        Objective.of(settings, load),
         start=args.model,
         rows=args.train,
         chat=args.chat,

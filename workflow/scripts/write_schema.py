@@ -19,7 +19,9 @@ def arguments():
 def schema() -> dict:
     """Of the sections, with the names that the table of parameters knows."""
     made = Config.model_json_schema()
-    made["$defs"]["Strategy"]["properties"]["divergence"]["enum"] = list(PARAMETERS)
+    keys = made["$defs"]["Strategy"]["properties"]
+    keys["divergence"]["enum"] = list(PARAMETERS)
+    keys["student_divergence"] |= {"enum": [*PARAMETERS, None]}
     return made
 
 

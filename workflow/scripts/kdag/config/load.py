@@ -63,21 +63,26 @@ def with_parameters(strategy):
     """A strategy with every parameter of its divergence; ValueError, to be put behind its name."""
     if not isinstance(strategy, dict) or not isinstance(strategy.get("divergence"), str):
         return strategy  # which `Strategy` refuses
-    name = strategy["divergence"]
     known = {NO_DIVERGENCE: {}, **PARAMETERS}
-    if name not in known:
-        *others, last = map(repr, PARAMETERS)
-        raise ValueError(f".divergence: Input should be {', '.join(others)} or {last} (got {name!r})")
+    for key in ("divergence", "student_divergence"):
+        if (name := strategy.get(key)) is not None and name not in known:
+            *others, last = map(repr, PARAMETERS)
+            raise ValueError(f".{key}: Input should be {', '.join(others)} or {last} (got {name!r})")
+    name = strategy["divergence"]
     keys = [*Strategy.model_fields, *Distillation.model_fields]
     own = [key for key in strategy if key not in keys]
-    if unknown := [key for key in own if key not in known[name]]:
-        allowed = [*known[name], *keys]
+    both = {**known[name], **known[strategy.get("student_divergence") or NO_DIVERGENCE]}
+    if unknown := [key for key in own if key not in both]:
+        allowed = [*both, *keys]
         raise ValueError(
             f": `{unknown[0]}` is neither a parameter of {name} nor a key of distillation"
             f"{suggestion(str(unknown[0]), allowed)}"
         )
     try:
-        return strategy | ({} if name == NO_DIVERGENCE else in_range(name, {k: strategy[k] for k in own}))
+        for used in dict.fromkeys([strategy.get("student_divergence") or name, name]):
+            if used != NO_DIVERGENCE:
+                strategy = strategy | in_range(used, {k: strategy[k] for k in known[used] if k in strategy})
+        return strategy
     except ValueError as error:
         raise ValueError(f": {error}") from error
 
@@ -110,6 +115,7 @@ def trained_twice(config: Config) -> list[str]:
                 **config.distillation_of(name).model_dump(),
                 "divergence": strategy.divergence,
                 "parameters": strategy.divergence_params(),
+                "own": [strategy.student_divergence, strategy.pairs],
                 "online": config.online(name),
                 "answers": strategy.answers,
                 "sampling": config.sampling_of(name).model_dump()

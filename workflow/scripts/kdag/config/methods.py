@@ -27,6 +27,17 @@ METHODS = {
         "sampling": {"replay": 1000},
         **PURE,
     },
+    # Ko et al. 2025, arXiv 2503.07067, as its code is by default: both skews 0.1, the student answers before
+    # each epoch. The curricula of the paper, of the skews and of the weight of the two, are off there.
+    "distillm-2": {
+        "divergence": "skewed-fkl",
+        "student_divergence": "skewed-rkl",
+        "skew_lambda": 0.1,
+        "answers": {TEACHER: 0.5, STUDENT: 0.5},
+        "pairs": True,
+        "sampling": {"refresh": "epoch"},
+        **PURE,
+    },
     # Shing et al. 2025, arXiv 2501.16937: t from 0.4 to 1, alpha 5e-4, momentum 0.99.
     "taid": {"divergence": "taid", "taid_t": {"from": 0.4, "to": 1.0, "over": "adaptive"}, **PURE},
 }

@@ -1,5 +1,7 @@
 """The section `sampling`: how the teacher, and the students while they train, answer the training prompts."""
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
 from kdag.config.section import Number, Section
@@ -11,8 +13,8 @@ class Sampling(Section):
     temperature: Number = Field(1.0, ge=0, le=100, description="0: greedy")
     top_p: Number = Field(1.0, gt=0, le=1, description="only the likeliest tokens that have this mass")
     max_new_tokens: int = Field(256, gt=0, description="tokens an answer may have")
-    refresh: int = Field(
-        1, gt=0, description="a student answers the prompts of so many optimiser steps at once"
+    refresh: Annotated[int, Field(gt=0)] | Literal["epoch"] = Field(
+        1, description="a student answers the prompts of so many optimiser steps at once, or of an epoch"
     )
     replay: int = Field(
         0,

@@ -95,7 +95,8 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
             if len(chosen.answers) == 1 and STUDENT not in chosen.answers:
                 return DistillationJob(**job).model_dump()
             own = config.sampling_of(strategy).model_dump() if STUDENT in chosen.answers else None
-            return MixedJob(**job, answers=chosen.answers, sampling=own).model_dump()
+            pair = {"student_divergence": chosen.student_divergence, "pairs": chosen.pairs}
+            return MixedJob(**job, answers=chosen.answers, sampling=own, **pair).model_dump()
         case "answer_teacher":
             sampling = config.sampling_of(strategy).model_dump(exclude={"refresh", "replay"})
             return {**sampling, "dtype": config.teacher_cache.dtype}
@@ -126,6 +127,7 @@ UNTRIED = (
     *("epochs", "gradient_accumulation", "learning_rate", "warmup_ratio", "schedule", "weight_decay"),
     *("max_grad_norm", "lora_alpha", "seed", "use_ce_loss", "kl_loss_weight", "temperature"),
     *("temperature_squared", "divergence", "divergence_params", "answers", "sampling", "budget"),
+    *("student_divergence", "pairs"),
 )
 
 
@@ -152,6 +154,7 @@ def canonical_strategy(config: Config, name: str) -> dict:
     }
     if chosen.answers != {DATASET: 1}:
         keys |= {"answers": chosen.answers, "sampling": config.sampling_of(name).model_dump()}
+        keys |= {"student_divergence": chosen.student_divergence, "pairs": chosen.pairs}
     return keys | ({"method": chosen.method} if chosen.method else {})
 
 

@@ -64,6 +64,13 @@ class Strategy(Section):
         DATASET, description="whose answers are learned: dataset, teacher, student, or their shares"
     )
     divergence: str
+    student_divergence: str | None = Field(
+        None,
+        description="the divergence on the student's own answers, with the same parameters; null: the same",
+    )
+    pairs: bool = Field(
+        False, description="each prompt with both of its answers, the student's next to another"
+    )
     sampling: dict = Field(default_factory=dict, description="keys of `sampling` that it overrides")
     online: bool | None = Field(None, description="the live teacher, or its cache; null: as teacher.online")
 
@@ -77,6 +84,11 @@ class Strategy(Section):
             )
         if STUDENT in self.answers and self.divergence == NO_DIVERGENCE:
             raise ValueError("divergence: none on the student's own answers teaches it nothing but itself")
+        own = self.student_divergence
+        if own and (STUDENT not in self.answers or own == NO_DIVERGENCE):
+            raise ValueError(f"student_divergence: {own} needs answers of the student, and a divergence")
+        if self.pairs and (STUDENT not in self.answers or list(self.answers.values()) != [0.5, 0.5]):
+            raise ValueError("pairs: the student's answers and one other kind are needed, a half of each")
         return self
 
     def divergence_params(self) -> dict:

@@ -137,6 +137,8 @@ class MixedJob(DistillationJob):
 
     answers: dict[str, float | dict]
     sampling: dict | None = None
+    student_divergence: str | None = Field(None, description="on its own answers; null: as on others")
+    pairs: bool = Field(False, description="each prompt with both of its answers")
 
 
 def read_job(config: dict) -> DistillationJob:

@@ -90,12 +90,14 @@ def plan(config: Config, teacher: Shape, student: Shape, device: Device, tokens:
         settings = questions(config, sampling, params["dtype"])
         return name, 1, settings, answering(teacher, mean_answer(sampling)), ask, large
 
-    def on_policy(live, sampling, share):
+    def on_policy(live, sampling, share, pairs):
         def compute(settings):
-            step = settings.batch_size * settings.gradient_accumulation * sampling.refresh
+            step = settings.batch_size * settings.gradient_accumulation
+            step = tokens["train"]["rows"] if sampling.refresh == "epoch" else step * sampling.refresh
             asking = questions(config, sampling, settings.dtype, step)
             answers = answering(student, mean_answer(sampling))(asking)
-            own = trained(student, teacher, live)(settings)
+            twice = {key: 2 * getattr(settings, key) for key in ("epochs", "batch_size")} if pairs else {}
+            own = trained(student, teacher, live)(settings.model_copy(update=twice))
             return with_sampling(own, answers, settings, share * settings.epochs)
 
         return compute
@@ -112,7 +114,9 @@ def plan(config: Config, teacher: Shape, student: Shape, device: Device, tokens:
         live = config.teacher_cache.dtype if config.online(name) else None
         share, compute, kind = strategy.answers.get(STUDENT), trained(student, teacher, live), distilled
         if share:
-            compute, kind = on_policy(live, config.sampling_of(name), mean_share(share)), by_themselves
+            share = 1 if strategy.pairs else mean_share(share)
+            compute = on_policy(live, config.sampling_of(name), share, strategy.pairs)
+            kind = by_themselves
         own = {key: f"strategies.{name}.{key}" for key in strategy.overrides()}
         settings = with_dtype(config.distillation_of(name), device)
         settings = within_budget(config, name, settings, tokens, compute, trained(student))

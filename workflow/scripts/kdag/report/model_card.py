@@ -110,6 +110,8 @@ def made_by(model: str, manifest: dict) -> str:
     elif params["use_ce_loss"]:
         loss = f"{1 - weight:g} CE + {weight:g} {loss}"
     named = f"`{params['divergence']}`{f' ({own})' if own else ''}"
+    if params.get("student_divergence"):
+        named += f", on its own answers `{params['student_divergence']}`,"
     return f"Distilled with D = {named} on {said}; loss per answer token: {loss}."
 
 
@@ -122,8 +124,15 @@ def answers_of(manifest: dict) -> str:
     """Whose answers a student was trained on."""
     shares = manifest["params"].get("answers")
     shares = shares or {TEACHERS if "answers" in manifest["inputs"] else DATASET: 1.0}
-    each = [(WHOSE[kind], share) for kind, share in shares.items()]
-    return listed([words if share == 1 else f"{words} ({share:.0%})" for words, share in each])
+    moving = any(map(is_schedule, shares.values()))
+    return listed([f"{WHOSE[kind]}{share_of(share, moving)}" for kind, share in shares.items()])
+
+
+def share_of(share, moving: bool) -> str:
+    """moving: a share of the others moves, and this one is of what that leaves."""
+    if is_schedule(share):
+        return f" (a share from {share['from']:.0%} to {share['to']:.0%}, {share['over']})"
+    return "" if share == 1 or moving else f" ({share:.0%})"
 
 
 def cut_from_teacher(derive: dict) -> str:

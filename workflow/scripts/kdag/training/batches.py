@@ -72,7 +72,8 @@ def collate(rows: list[dict]) -> dict:
     """Right-padded [B, L] ids, mask and targets; what is stored of the teacher [N, ...] in the order
     of the targets.
 
-    The targets are shifted already, which the Trainer is told by calling them `shift_labels`.
+    The targets are shifted already, which the Trainer is told by calling them `shift_labels`. own [B]: is the
+    answer the student's?
     """
     targets = pad([row["targets"] for row in rows], -100)
     batch = {
@@ -81,6 +82,7 @@ def collate(rows: list[dict]) -> dict:
         "labels": targets,
         "shift_labels": targets,
         "rows": torch.tensor([row["row"] for row in rows]),
+        "own": torch.tensor([row.get("own", False) for row in rows]),
     }
     if "teacher" in rows[0]:
         names = rows[0]["teacher"]

@@ -25,6 +25,8 @@ from kdag.models.files import positions_of
 from kdag.training import processes
 from kdag.training.batches import NOTHING, collate
 
+EPOCH = 10**9  # steps, of which no epoch has as many
+
 
 class Rollouts:
     """Puts answers where batches have the rows of `own`, the kind of a Mixture that has none yet."""
@@ -55,6 +57,7 @@ class Rollouts:
         vocabulary: int,
         end_ids: tuple[int, ...],
         tokenizer,
+        pairs: bool = False,
     ):
         """folder: of the checkpoints, and of the answers until the training has ended; batch_size: rows of a
         batch; prompts: of each row, token ids; sampling: as of the section of that name."""
@@ -62,6 +65,7 @@ class Rollouts:
         self.folder = Path(folder, f"answers-{launching.rank()}-of-{launching.processes()}")
         self.own, self.prompts, self.sampling, self.seed = own, prompts, sampling, seed
         self.dtype, self.vocabulary, self.end_ids, self.tokenizer = dtype, vocabulary, end_ids, tokenizer
+        self.pairs = pairs  # each prompt with the answer of the first kind too
         self.waiting: list[list[dict]] = []  # the batches of the next steps
         self.found: dict[int, list[dict]] = {}  # the answers of each step that is not logged yet
         self.begun = False
@@ -86,6 +90,7 @@ class Rollouts:
             vocabulary=vocabulary,
             end_ids=chat.end_ids,
             tokenizer=load.load_tokenizer(start),
+            pairs=settings.pairs,
         )
 
     def batches(self, upcoming, count: int, step: int, share: float | None, done: float) -> list[dict]:
@@ -112,12 +117,14 @@ class Rollouts:
         if step and step not in {last for _, last in files.values()}:
             folder = self.folder.parent
             raise UserError(f"answers that were to be learned after step {step} are lost. Delete {folder}")
-        return None, step + self.sampling["refresh"]
+        return None, step + (EPOCH if self.sampling["refresh"] == "epoch" else self.sampling["refresh"])
 
     def write(self, steps: list[list[int]], step: int, share: float | None, done: float) -> list[dict]:
         """The answers to rows of the next steps, written down. steps: the numbers of their rows."""
         places = [(at, n) for at, numbers in enumerate(steps, step + 1) for n in numbers if n != NOTHING]
-        if share is None:
+        if self.pairs:
+            own = places
+        elif share is None:
             own = [place for place in places if self.is_own(place[1])]
         else:
             own = [place for place in places if self.random(*place, "share").random() < share]
@@ -168,9 +175,11 @@ class Rollouts:
             own = {n: by_row.get((at, n % self.dataset.count)) for n in numbers if n != NOTHING}
             self.found[at] = [entry for entry in own.values() if entry and "first" not in entry]
             rows = [self.row(number, own.get(number)) for number in numbers]
+            if self.pairs:
+                rows += [self.dataset[n if n == NOTHING else n % self.dataset.count] for n in numbers]
             rows.sort(key=lambda row: -len(row["input_ids"]))
-            starts = range(0, len(rows), self.batch_size)
-            made.append([collate(rows[start : start + self.batch_size]) for start in starts])
+            size = self.batch_size * (2 if self.pairs else 1)
+            made.append([collate(rows[start : start + size]) for start in range(0, len(rows), size)])
         return made
 
     def is_own(self, number: int) -> bool:
@@ -181,7 +190,7 @@ class Rollouts:
             return self.dataset[number]
         asked = answer["first"][1] if "first" in answer else answer["row"]
         ids, targets = answered(self.prompts[asked], answer["tokens"])
-        return {"input_ids": ids, "targets": targets, "row": number}
+        return {"input_ids": ids, "targets": targets, "row": number, "own": True}
 
     def sample(self, wanted: list[tuple[int, int]]) -> list[dict]:
         """The answers to be written down, in the order of `wanted`: pairs of a step and a row's number."""

@@ -17,10 +17,12 @@ ALPHA, MOMENTUM = 5e-4, 0.99  # of the adaptive schedule, as published: TAID, ar
 class Objective:
     """What is minimised. Without a divergence: only cross-entropy, which is fine-tuning.
 
-    kl_weight, temperature and the parameters are numbers, or schedules {from, to, over}.
+    kl_weight, temperature and the parameters are numbers, or schedules {from, to, over}. own: the divergence
+    on the student's own answers, if it is another; each takes those of the parameters that it has.
     """
 
     divergence: Divergence | None = None
+    own: Divergence | None = None
     divergence_params: dict | None = None
     kl_weight: float | dict = 0.0
     temperature: float | dict = 1.0
@@ -28,10 +30,12 @@ class Objective:
     use_ce: bool = True
 
     @classmethod
-    def of(cls, settings, divergence: Divergence) -> "Objective":
-        """What a config DistillationJob asks for, its divergence loaded."""
+    def of(cls, settings, load) -> "Objective":
+        """What a config DistillationJob asks for; load: what gives a divergence by its name."""
+        own = getattr(settings, "student_divergence", None)
         return cls(
-            divergence=divergence,
+            divergence=load(settings.divergence),
+            own=load(own) if own else None,
             divergence_params=settings.divergence_params,
             kl_weight=settings.kl_loss_weight,
             temperature=settings.temperature,

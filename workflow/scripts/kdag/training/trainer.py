@@ -38,9 +38,9 @@ class DistillTrainer(Trainer):
         **kwargs,
     ):
         """teacher: a TeacherCache, a LiveTeacher or None. rollouts: what gives rows the student's own answers
-        before each step (rollouts.Rollouts), if any has them; share: a schedule of the share of rows that have
-        them, or None; heldout: a Rows that no step learns from, by which an adaptive share grows. budget: what
-        the learning rate and all schedules follow, instead of the steps."""
+        before each step (rollouts.Rollouts), if any has them; share: a schedule of the share of rows that
+        have them, or None; heldout: a Rows that no step learns from, by which an adaptive share grows.
+        budget: what the learning rate and all schedules follow, instead of the steps."""
         super().__init__(**kwargs)
         self.course = budgets.BudgetOnly(budget) if budget else budgets.StepsOnly()
         self.schedules = Schedules(objective, self.course)
@@ -179,21 +179,40 @@ class DistillTrainer(Trainer):
         autocast = torch.autocast(self.args.device.type, self.dtype, enabled=self.dtype != torch.float32)
         with autocast:
             hidden = head.hidden_states(model, inputs["input_ids"], inputs["attention_mask"])
+        hidden, labels = hidden[learn].to(self.dtype), inputs["labels"][learn]
+        known = teacher and teacher.known(inputs, learn)
+        if not objective.own:
+            return self.loss_by(objective.divergence, objective, hidden, labels, teacher, known, num_items)
+        own = inputs["own"][:, None].expand_as(learn)[learn]
+        parts = [
+            self.loss_by(
+                divergence, objective, hidden[some], labels[some], teacher, teacher and known[some], num_items
+            )
+            for divergence, some in ((objective.divergence, ~own), (objective.own, own))
+        ]
+        metrics = {name: sum(part[name] for _, part in parts) for name in parts[0][1]}
+        return sum(loss for loss, _ in parts), metrics
+
+    def loss_by(self, divergence, objective: Objective, hidden, labels, teacher, known, num_items):
+        """(loss, metrics) of tokens with hidden states [N, d], labels [N]; known: of the teacher on them."""
+        params = objective.divergence_params or {}
+        if objective.own:
+            params = {name: params[name] for name in divergence.resolve({})}
         return distill_loss(
-            hidden[learn].to(self.dtype),
-            head.head_weight(model, self.vocabulary).to(self.dtype),
-            teacher and teacher.known(inputs, learn),
+            hidden,
+            head.head_weight(self.model, self.vocabulary).to(self.dtype),
+            known,
             teacher and self.teacher_head,
-            inputs["labels"][learn],
-            divergence=objective.divergence,
-            divergence_params=objective.divergence_params or {},
+            labels,
+            divergence=divergence,
+            divergence_params=params,
             kl_weight=objective.kl_weight,
             temperature=objective.temperature,
             temperature_squared=objective.temperature_squared,
             use_ce=objective.use_ce,
             num_items=num_items,
             teacher_logits=teacher and teacher.logits,
-            student_cap=head.logit_cap(model),
+            student_cap=head.logit_cap(self.model),
             teacher_cap=teacher and teacher.cap,
         )
 
