@@ -1,5 +1,6 @@
 """The real Snakefile on the tiny experiment: end to end, what reruns after which change, and its style."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -157,6 +158,31 @@ def test_a_strategy_on_other_answers_runs_its_own_chain_only(changed, strategy, 
     rules, wildcards = changed(lambda raw: raw["strategies"].update({"new": strategy}))
     assert rules == +of("new", extra=further)
     assert all("new" in each or "answers=" in each for each in wildcards)
+
+
+def test_methods_go_through_the_dag_on_the_budget_of_sft(finished, tmp_path):
+    """The students only; what has that budget already is not trained again."""
+    project = finished.copy(tmp_path / "project")
+    config = yaml.safe_load((project.folder / "config.yaml").read_text())
+    growing = {"from": 0.5, "to": 1, "over": "adaptive"}
+    new = {"pairs": {"method": "distillm-2"}, "grown": {"method": "distillm", "student_share": growing}}
+    config["strategies"] |= new
+    config |= {"sampling": {"max_new_tokens": 5}, "budget": {"equal": "tokens"}}
+    (project.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    wanted = [f"results/tiny/students/{name}/seed0/manifest.json" for name in new]
+    rules, _ = planned(project, "--", *wanted)
+    assert rules == {"answer_teacher": 1, "distill_on_policy": 2}
+    project.snakemake("--", *wanted)
+    sft = json.loads((project.results / "students/sft/seed0/manifest.json").read_text())["cost"]
+    for name in new:
+        cost = json.loads((project.results / f"students/{name}/seed0/manifest.json").read_text())["cost"]
+        log = [
+            json.loads(line) for line in (project.results / f"students/{name}/seed0/training.jsonl").open()
+        ]
+        largest = max(step["answer_tokens"] for step in log)
+        assert abs(cost["answer_tokens"] - sft["answer_tokens"]) <= largest < cost["answer_tokens"]
+        assert cost["sampled_tokens"] > 0 and cost["steps"] == len(log)
+    assert "heldout_ce" in log[0] and log[0]["student_share"] == 0.5
 
 
 def test_sampling_concerns_those_who_sample(changed):
