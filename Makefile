@@ -87,8 +87,8 @@ bench-gpu: install ## the figures at real shapes on one GPU (under 10 minutes)
 orphans: install ## jobs that an earlier run left in SLURM for this folder; CANCEL=1 ends them
 	$(BIN)/python workflow/scripts/orphans.py $(if $(CANCEL),--cancel)
 
-audit: install ## make audit TABLE=file.csv [PROMPTS=file.jsonl]: for which prompt counts are a table's values possible?
-	$(BIN)/python tools/audit_table.py --table "$(TABLE)" $(if $(PROMPTS),--prompts "$(PROMPTS)")
+audit: install ## make audit TABLE=file.csv [PROMPTS=file.jsonl] [N="column=n ..."]: what can a printed table be out of?
+	$(BIN)/python tools/audit_table.py --table "$(TABLE)" $(if $(PROMPTS),--prompts "$(PROMPTS)") $(addprefix --n ,$(N))
 
 advisories: install ## are vulnerabilities of the pinned packages known? where the package index has advisories
 	$(BIN)/pip install --quiet pip-audit==2.10.1

@@ -8,8 +8,11 @@ from pathlib import Path
 import audit
 import pandas as pd
 import pytest
+import worth
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from kdag.report import stats
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "audit_table.py"
 IFEVAL = {"prompts": 541, "instructions": 834}
@@ -104,7 +107,7 @@ def test_rows_that_agree_and_rows_that_fit_nothing():
         ("model,prompt\na,\n", "row 'a', prompt: '' is no accuracy"),
         ("model,prompt\na,0.58 ± 0.02\n", "is no accuracy"),
         ("model,prompt\na,150\n", "above 100 %"),
-        ("model,accuracy\na,0.5\n", "no column name holds `prompt` or `inst`"),
+        ("model,accuracy\na,0.5 of 10\n", "is no accuracy"),
         ("model,prompt_or_inst\na,0.5\n", "of prompts or of instructions"),
         ("", "is no CSV"),
     ],
@@ -114,6 +117,43 @@ def test_what_is_no_table_is_refused_in_one_line(tmp_path, text, message):
     file.write_text(text)
     done = run("--table", file)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+TORCHTUNE = """model,hellaswag_acc,hellaswag_acc_norm,commonsense_qa
+Llama-3.2-1B,0.4517,0.6064,0.5536
+SFT,0.4595,0.6132,0.5528
+KD,0.4603,0.6157,0.5569
+"""
+
+
+def test_a_table_of_other_tasks_and_what_its_differences_are_worth(tmp_path):
+    """torchtune's: KD is 8, 25 and 5 questions above SFT, of 10,042, 10,042 and 1,221."""
+    (tmp_path / "table.csv").write_text(TORCHTUNE)
+    sizes = ("--n", "hellaswag_acc=10042", "--n", "hellaswag_acc_norm=10042", "--n", "commonsense_qa=1221")
+    text = run("--table", tmp_path / "table.csv", *sizes).stdout
+    rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if "KD - SFT" in line]
+    assert [row[3] for row in rows] == ["8", "25", "5"]
+    assert [row[2] for row in rows] == ["0.08", "0.25", "0.41"]
+    assert rows[0][4] == "-1.3 to 1.5" and rows[0][5] == "12 of 10042 (0.12 %)" and rows[2][5] == "never"
+    assert "prompts" not in text.replace("(prompts, ", "")
+
+
+def test_a_difference_is_found_on_as_many_disagreements_as_the_exact_test_allows():
+    for difference in (6, 8, 25, 100):
+        most = worth.most_disagreements(difference)
+        won, lost = (most + difference) // 2, (most - difference) // 2
+        assert won - lost == difference and stats.mcnemar_exact(won, lost) <= 0.05
+        assert stats.mcnemar_exact(won + 1, lost + 1) > 0.05
+    assert worth.most_disagreements(5) is None, "five of five is chance one time in sixteen"
+
+
+def test_sizes_that_are_not_known_are_looked_for(tmp_path):
+    (tmp_path / "table.csv").write_text("model,score\na,0.5915\nb,0.4769\n")
+    text = run("--table", tmp_path / "table.csv").stdout
+    assert "not given" in text and "possible numbers of items" in text and " 541" in text
+    for wrong, said in (("score", "a whole number"), ("scor=541", "no column is called 'scor'")):
+        done = run("--table", tmp_path / "table.csv", "--n", wrong)
+        assert done.returncode == 1 and said in done.stderr
 
 
 def test_output_file_is_what_is_printed(tmp_path):

@@ -1,8 +1,10 @@
-"""How many prompts a table of accuracies can be out of, from nothing but its printed digits.
+"""How many items a table of accuracies can be out of, from nothing but its printed digits.
 
 An accuracy is a count over n, rounded. 0.5915 is 320/541, and no count over 540 rounds to it; so every
 cell allows some n, and cells of one row and level (prompts, or instructions) must allow the same one.
 What is found are possibilities: a size that is missing is ruled out, one that is there is not proven.
+Columns of IFEval are read by level; of any other table each column is a level of its own. What the
+differences of a column are worth, its size being known, is in worth.py.
 """
 
 import math
@@ -12,10 +14,12 @@ from fractions import Fraction
 
 import numpy as np
 import pandas as pd
+import worth
 
 from kdag.job.errors import UserError
 
 LEVELS = {"prompt": "prompts", "inst": "instructions"}  # {word in a column's name: unit}
+LARGEST = 5000  # items that a column of another table may be out of, if nothing is said
 NUMBER = r"(\d+\.?\d*|\.\d+)%?"
 INTRO = (
     "An accuracy is a count over n, rounded: 0.5915 is 320/541, and no count over 540 rounds to it. So its "
@@ -84,14 +88,12 @@ def chance(values: list[Printed], n: int) -> float:
 
 
 def find_columns(names: list[str]) -> dict[str, list[str]]:
-    """{unit: columns}: those with `prompt` in their name, and those with `inst`."""
+    """{unit: columns}: those with `prompt` in their name, and those with `inst`; else {column: [column]}."""
     found = {unit: [n for n in names if word in n.lower()] for word, unit in LEVELS.items()}
     if both := set(found["prompts"]) & set(found["instructions"]):
         raise UserError(f"columns {', '.join(sorted(both))}: of prompts or of instructions?")
     found = {unit: columns for unit, columns in found.items() if columns}
-    if not found:
-        raise UserError(f"no column name holds `prompt` or `inst`: {', '.join(names)}")
-    return found
+    return found or {name: [name] for name in names}
 
 
 def audit(
@@ -100,13 +102,16 @@ def audit(
     declared: dict[str, int],
     instructions_per_prompt: list[int] | None = None,
 ) -> str:
-    """Markdown. `table` holds text, names first; sizes are {"prompts": n, "instructions": m}."""
+    """Markdown. `table` holds text, names first; sizes are {"prompts": n, "instructions": m}, of other tables
+    {column: n}; of a size that is not declared only the possible numbers are told."""
     columns = find_columns(list(table.columns[1:]))
     names = [re.sub(r"\s+", " ", str(name)).replace("|", "/").strip() for name in table.iloc[:, 0]]
     if not names or len(set(names)) < len(names):
         raise UserError("the table has no rows, or two of the same name")
     cells = read_cells(table, columns)
-    largest = {unit: max(largest[unit], declared[unit]) for unit in columns}
+    if unknown := set(declared) - set(columns) - set(LEVELS.values()):
+        raise UserError(f"no column is called {sorted(unknown)[0]!r}; there are {', '.join(columns)}")
+    largest = {unit: max(largest.get(unit, LARGEST), declared.get(unit, 0)) for unit in columns}
     fits = {
         unit: {name: possible(row[unit], largest[unit]) for name, row in zip(names, cells, strict=True)}
         for unit in columns
@@ -118,7 +123,12 @@ def audit(
             "were dropped (0.58 for 0.5800), more is ruled out than said here: restore them."
         )
     for unit in columns:
-        parts += _level(unit, names, cells, fits[unit], largest[unit], declared[unit])
+        parts += _level(unit, names, cells, fits[unit], largest[unit], declared.get(unit))
+        if unit not in LEVELS.values() and declared.get(unit):
+            counts = {
+                name: row[unit][0].count(declared[unit]) for name, row in zip(names, cells, strict=True)
+            }
+            parts += worth.paragraphs(counts, declared[unit])
     if instructions_per_prompt and len(columns) == 2:
         parts += _subsets(names, cells, fits, instructions_per_prompt)
     return "\n\n".join(parts) + "\n"
@@ -126,24 +136,28 @@ def audit(
 
 def _level(unit, names, cells, fits, largest, declared) -> list[str]:
     values = {name: row[unit] for name, row in zip(names, cells, strict=True)}
+    items = unit if unit in LEVELS.values() else "items"
     lines = []
     for name in names:
-        if declared in fits[name]:
+        if declared is None:
+            answer = "not given"
+        elif declared in fits[name]:
             answer = "yes: " + ", ".join(str(value.count(declared)) for value in values[name])
         else:
             missed = [value for value in values[name] if value.count(declared) is None]
             answer = "**no**: " + "; ".join(_beside(value, declared) for value in missed)
         lines.append([name, ", ".join(v.text for v in values[name]), answer, _listed(fits[name])])
-    head = ["row", "printed", f"counts out of {declared}", f"possible numbers of {unit}"]
+    head = ["row", "printed", f"counts out of {declared or 'n'}", f"possible numbers of {items}"]
     shown = pd.DataFrame(lines, columns=head).to_markdown(index=False, disable_numparse=True)
     first = values[names[0]]
     accidental = sum(chance(first, n) for n in range(1, largest + 1))
+    itself = f", and {declared} itself one time in {1 / chance(first, declared):,.0f}" if declared else ""
     note = (
-        f"Tried: every number of {unit} up to {largest}. A row of arbitrary digits would fit "
-        f"{accidental:.2g} of them on average, and {declared} itself one time in "
-        f"{1 / chance(first, declared):,.0f}."
+        f"Tried: every number of {items} up to {largest}. A row of arbitrary digits would fit "
+        f"{accidental:.2g} of them on average{itself}."
     )
-    return [f"## {unit.capitalize()}", shown, _shared(unit, names, fits, largest), note]
+    title = unit.capitalize() if unit in LEVELS.values() else unit
+    return [f"## {title}", shown, _shared(items, names, fits, largest), note]
 
 
 def _beside(value: Printed, n: int) -> str:

@@ -1,6 +1,7 @@
-"""Say for which numbers of prompts and instructions the accuracies of a printed table are possible.
+"""Say out of how many items the accuracies of a printed table can be, and what their differences are worth.
 
-python tools/audit_table.py --table table.csv --prompts prompts.jsonl
+python tools/audit_table.py --table ifeval.csv --prompts prompts.jsonl
+python tools/audit_table.py --table others.csv --n hellaswag=10042 --n arc_easy=2376
 """
 
 import logging
@@ -25,7 +26,14 @@ def arguments():
         "--table",
         type=Path,
         required=True,
-        help="CSV: names, then accuracies as printed; `prompt` or `inst` in each column's name",
+        help="CSV: names, then accuracies as printed; IFEval's columns have `prompt` or `inst` in their name",
+    )
+    parser.add_argument(
+        "--n",
+        action="append",
+        default=[],
+        metavar="COLUMN=N",
+        help="what a column of another table is out of, if it is known",
     )
     parser.add_argument(
         "--prompts", type=Path, help="JSONL in the IFEval schema: what the first n prompts hold"
@@ -51,7 +59,7 @@ def main(args):
     text = audit.audit(
         table,
         {"prompts": args.max_n, "instructions": args.max_m},
-        {"prompts": args.declared_n, "instructions": args.declared_m},
+        {"prompts": args.declared_n, "instructions": args.declared_m, **sizes(args.n)},
         per_prompt,
     )
     if args.output:
@@ -59,6 +67,19 @@ def main(args):
         logging.info("written: %s", args.output)
     else:
         sys.stdout.write(text)
+
+
+def sizes(given: list[str]) -> dict[str, int]:
+    """{column: n}; UserError for what is no COLUMN=N."""
+    found = {}
+    for text in given:
+        column, _, number = text.rpartition("=")
+        if not column or not number.isdigit() or not int(number):
+            raise UserError(
+                f"--n {text!r}: a column's name and a whole number are needed, as in arc_easy=2376"
+            )
+        found[column] = int(number)
+    return found
 
 
 if __name__ == "__main__":
