@@ -69,14 +69,14 @@ def compare(
 
     One training seed: p, low and high are `stats.paired_test`; the claim is about two models. Several: a and
     b are strategies, paired by seed, and p, low and high are `stats.crossed_test`, where prompts and seeds
-    are both random; the null is that the two methods are equally good on such prompts. How much seeds vary is
-    `pooled` over the students or the pair's `own` (seed_variance, known by seed_df degrees of freedom);
-    left_out names those of the two that varied too much to be pooled.
+    are both random; the null is that the two methods are equally good on such prompts. seed_variance says
+    whether how much seeds vary is `pooled` over all students or the pair's `own`, seed_df how many degrees of
+    freedom know it, left_out which of the two varied too much to be pooled.
     only_a and only_b count the items that one alone got right, summed over seeds.
 
     p, p_holm (over all pairs of the family) and detectable (points, this test alone; _family: at Holm's
-    strictest step, alpha / pairs, with its 95 % limits _low and _high, as far as the seeds tell) stand at the
-    metric `primary` alone. inf: no difference could have been; empty: the seeds do not tell. The other
+    strictest step, alpha / pairs, with its 95 % limits _low and _high, as far as the seeds tell) stand at
+    the metric `primary` alone. inf: no difference could have been; empty: the seeds do not tell. The other
     metrics describe: an interval and no p, so that nobody can pick the smallest.
     """
     declared = pairs(rows, family)
@@ -136,15 +136,16 @@ def _compare_pair(a, b, known, items, together: Pool | None, alphas, draws, seed
         test = "sign-flip of prompts, exact" if clustered else "McNemar, exact"
         between, shown = {}, _shown_by_one(result, only_a + only_b, documents, alphas)
     else:
-        pooled = together and together.of_mean(a, b, len(seeds))
+        pooled = together.of_mean(a, b) if together else ()
         result = stats.crossed_test(right_a, right_b, documents, pooled=pooled)
         test = "prompts x seeds, t and sign-flip"
+        left_out = [name for name in (a, b) if together and name in together.left_out]
         between = {
-            "seed_variance": "pooled" if pooled else "own",
-            "seed_df": result.parts[1][1],
-            "left_out": " ".join(n for n in (a, b) if together and n in together.left_out),
+            "seed_variance": "own" if left_out or not pooled else "pooled",
+            "seed_df": " and ".join(str(df) for _, df in result.parts[1:]),
+            "left_out": " ".join(left_out),
         }
-        shown = _shown_by_several(result, pooled, len(seeds), alphas)
+        shown = _shown_by_several(result, pooled, bool(left_out), len(seeds), alphas)
     line = {
         "seeds": " ".join(map(str, seeds)),
         "n": len(documents),
@@ -175,16 +176,14 @@ def _shown_by_one(result: stats.Difference, differing: int, documents, alphas) -
     return {"detectable": 100 * alone, "detectable_family": 100 * family}
 
 
-def _shown_by_several(result: stats.Crossed, pooled, n_seeds: int, alphas) -> dict:
+def _shown_by_several(result: stats.Crossed, pooled, left_out: bool, n_seeds: int, alphas) -> dict:
     """The same of several seeds."""
     if alphas is None:
         return {}
-    (v_prompts, prompts_df), (own, own_df) = result.parts
-    variance, df = pooled or (own, own_df)
+    (v_prompts, prompts_df), *own = result.parts
+    own_df = n_seeds - 1 if pooled and not left_out else None
     alone, family = (
-        power.detectable_over_seeds(
-            v_prompts, variance, df, n_seeds - 1 if pooled else None, prompts_df + 1, alpha
-        )
+        power.detectable_over_seeds(v_prompts, pooled or tuple(own), own_df, prompts_df + 1, alpha)
         for alpha in alphas
     )
     line = {"detectable": 100 * alone.size} if alone else {}

@@ -2,8 +2,8 @@
 
 Three seeds tell one student's variance by two degrees of freedom, those of five students by ten: a test that
 knows so much more finds far smaller differences. It holds only if the students vary alike, so a student whose
-seeds vary more than those of the others stays out, and its pairs rely on their own seeds. Which level and
-which limits: docs/statistics.md, by simulation.
+seeds vary more than those of the others stays out and counts with its own variance. Which level and which
+limits: docs/statistics.md, by simulation.
 """
 
 from typing import NamedTuple
@@ -22,16 +22,22 @@ class Pool(NamedTuple):
     variance: float
     df: int
     students: tuple[str, ...]
-    left_out: tuple[str, ...]  # vary more than the others
+    left_out: dict[str, float]  # {student that varies more than the others: its own variance}
+    n_seeds: int
 
-    def of_mean(self, a: str, b: str, n_seeds: int) -> tuple[float, int] | None:
-        """(variance, df) that the seeds give the difference of a's and b's means; None if one is left out.
+    def of_mean(self, a: str, b: str) -> tuple[tuple[float, int], ...]:
+        """((variance, df), ...) that the seeds give the difference of a's and b's means.
 
-        A name that is no student is a baseline, which has no seeds.
+        A name that is no student is a baseline, which has no seeds. Of two that are left out nothing is known
+        but what their own pairs of seeds say: then there is none.
         """
-        if {a, b} & set(self.left_out):
-            return None
-        return len({a, b} & set(self.students)) * self.variance / n_seeds, self.df
+        pair = {a, b}
+        if pair <= self.left_out.keys():
+            return ()
+        kept = len(pair & set(self.students))
+        parts = ((kept * self.variance / self.n_seeds, self.df),) if kept else ()
+        own = (self.left_out[name] for name in pair & self.left_out.keys())
+        return (*parts, *((variance / self.n_seeds, self.n_seeds - 1) for variance in own))
 
 
 def pool(accuracies: dict[str, np.ndarray]) -> Pool | None:
@@ -47,12 +53,12 @@ def pool(accuracies: dict[str, np.ndarray]) -> Pool | None:
     kept = sorted(variances, key=variances.get)
     if (len(kept) - 1) * each < OTHERS:
         return None
-    left_out = []
+    left_out = {}
     while (len(kept) - 1) * each >= OTHERS:
         *others, most = kept
         scale = np.mean([variances[name] for name in others])
         if variances[most] <= scale * stats.f.isf(LEVEL, each, len(others) * each):
             break
-        left_out.append(kept.pop())
+        left_out[kept.pop()] = variances[most]
     variance = float(np.mean([variances[name] for name in kept]))
-    return Pool(variance, len(kept) * each, tuple(kept), tuple(left_out))
+    return Pool(variance, len(kept) * each, tuple(kept), left_out, each + 1)

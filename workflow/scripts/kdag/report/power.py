@@ -8,11 +8,12 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 POWER = 0.8  # of what is called detectable
 SPREAD = 2.0  # a number whose 95 % limits are further apart, by this factor, is not worth printing
 NODES = 64  # equally likely values of an estimated variance
+STRIDE = 27  # which of them of two variances meet: all of the one spread evenly over the other
 
 
 # --- one seed: McNemar's exact test ---------------------------------------------------------------
@@ -44,6 +45,7 @@ def _largest_rejected(n: int, alpha: float) -> np.ndarray:
     return np.where(stats.binom.cdf(near, m, 0.5) <= alpha / 2, near, near - 1).astype(int)
 
 
+@functools.lru_cache(maxsize=1024)
 def detectable(n: int, discordance: float, alpha: float = 0.05, power: float = POWER) -> float:
     """The smallest difference that McNemar's exact test finds with this power; inf if there is none.
 
@@ -81,8 +83,7 @@ class Detectable(NamedTuple):
 
 def detectable_over_seeds(
     v_prompts: float,
-    v_seeds: float,
-    df: int,
+    seeds: tuple[tuple[float, int], ...],
     own_df: int | None,
     n_prompts: int,
     alpha: float = 0.05,
@@ -90,25 +91,29 @@ def detectable_over_seeds(
 ) -> Detectable | None:
     """The smallest difference that `stats.crossed_test` finds with this power, if its variances are these.
 
-    v_seeds is known by df degrees of freedom; own_df: those of the pair itself where it is pooled. None
-    where v_seeds is known so badly that the limits are more than SPREAD apart.
+    seeds: ((variance, df), ...) of the seeds; own_df: those of the pair itself if the larger of its own and
+    the pool's variance counts. None if the limits are more than SPREAD apart.
     """
-    ends = v_seeds * df / stats.chi2.isf([0.025, 0.5, 0.975], df)
-    low, size, high = (
-        _solved(v_prompts, v, df, own_df, n_prompts, alpha, power) for v in (ends[0], v_seeds, ends[2])
-    )
+
+    def solved(chance: float | None) -> float:
+        """With each variance at a limit of its interval, or as estimated."""
+        at = tuple((v if chance is None else v * df / stats.chi2.isf(chance, df), df) for v, df in seeds)
+        return _solved(v_prompts, at, own_df, n_prompts, alpha, power)
+
+    low, size, high = solved(0.025), solved(None), solved(0.975)
     return None if high > SPREAD * low and low < math.inf else Detectable(size, low, high)
 
 
-def _solved(v_prompts, v_seeds, df, own_df, n_prompts, alpha, power) -> float:
+def _solved(v_prompts, seeds, own_df, n_prompts, alpha, power) -> float:
     least = detectable(n_prompts, 0.0, alpha, power)  # of variances that are 0 the sign-flip test decides
-    estimated = v_seeds * _estimates(df, own_df)
-    t_prompts, t_seeds = stats.t.isf(alpha / 2, n_prompts - 1), stats.t.isf(alpha / 2, df)
-    halves = np.sqrt(t_prompts**2 * v_prompts + t_seeds**2 * estimated)
-    sd = math.sqrt(v_prompts + v_seeds)
+    squares = np.full(NODES, v_prompts * stats.t.isf(alpha / 2, n_prompts - 1) ** 2)
+    for part, (variance, df) in enumerate(seeds):
+        estimates = _estimates(df, own_df)[np.arange(NODES) * STRIDE**part % NODES]
+        squares += variance * estimates * stats.t.isf(alpha / 2, df) ** 2
+    halves, sd = np.sqrt(squares), math.sqrt(v_prompts + sum(variance for variance, _ in seeds))
 
     def missing(size: float) -> float:
-        return float(np.mean(stats.norm.sf((halves - size) / sd))) - power
+        return float(np.mean(special.ndtr((size - halves) / sd))) - power
 
     if sd == 0 or missing(least if least < math.inf else 1.0) >= 0:
         return least

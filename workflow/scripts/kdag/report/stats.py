@@ -14,7 +14,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
@@ -29,13 +29,13 @@ class Difference(NamedTuple):
 
 
 class Crossed(NamedTuple):
-    """A `Difference` over prompts and seeds, and the variance that each gives it: ((variance, df), ...)."""
+    """A `Difference` over prompts and seeds, and (variance, df) of its parts: of prompts, then of seeds."""
 
     difference: float
     low: float
     high: float
     p: float
-    parts: tuple[tuple[float, int], tuple[float, int]]
+    parts: tuple[tuple[float, int], ...]
 
 
 # --- counts ---------------------------------------------------------------------------------------
@@ -130,19 +130,24 @@ def paired_test(a, b, clusters, draws: int = 10_000, seed: int = 0, confidence: 
     sums, sizes = _by_cluster(a - b, clusters)
     if len(sums) == len(a):
         only_a, only_b = int((a > b).sum()), int((a < b).sum())
-        difference, p = float(sums.sum() / len(a)), mcnemar_exact(only_a, only_b)
-        low, high = tango(only_a, only_b, len(a), confidence)
-    else:
-        difference, low, high, _ = paired_bootstrap(a, b, clusters, draws, seed, confidence)
-        p = sign_flip(sums)
+        ends = paired_interval(only_a, only_b, len(a), confidence)
+        return Difference((only_a - only_b) / len(a), *ends, mcnemar_exact(only_a, only_b))
+    difference, low, high, _ = paired_bootstrap(a, b, clusters, draws, seed, confidence)
+    p = sign_flip(sums)
     return Difference(difference, *_agreeing(difference, low, high, p, len(sums), confidence), p)
+
+
+def paired_interval(only_a: int, only_b: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """`tango`, made to reach 0 where `mcnemar_exact` finds nothing: being exact, it finds a little less."""
+    low, high = tango(only_a, only_b, n, confidence)
+    return _agreeing((only_a - only_b) / n, low, high, mcnemar_exact(only_a, only_b), n, confidence)
 
 
 # --- several seeds: prompts and seeds are both random ---------------------------------------------
 
 
 def crossed_test(
-    a, b, clusters, confidence: float = 0.95, pooled: tuple[float, int] | None = None
+    a, b, clusters, confidence: float = 0.95, pooled: tuple[tuple[float, int], ...] = ()
 ) -> Crossed:
     """mean(a) - mean(b) of [seeds, items] arrays, for a claim beyond these prompts and these seeds.
 
@@ -153,9 +158,9 @@ def crossed_test(
     359). p is the level at which that interval touches zero, and no less than `sign_flip` of the prompts,
     which is exact for few prompts too. A prompt's items enter by their sum, centred for its size.
 
-    a and b are paired by seed; one that has no seeds (a baseline) is [1, items]. pooled: (variance, degrees
-    of freedom) that the seeds give the mean according to all students (pool.py). Then v_seeds is the larger
-    of that and the pair's own, with the pool's degrees of freedom.
+    a and b are paired by seed; one that has no seeds (a baseline) is [1, items]. pooled: the parts
+    ((variance, df), ...) that seeds have in the mean according to all students (pool.py), taken in place of
+    the pair's own; if it is one part, the larger of that and the pair's own, with the pool's df.
     """
     a, b = _arrays(a, b, ndim=2)
     pairs = [_by_cluster(row, clusters) for row in a - b]
@@ -168,11 +173,13 @@ def crossed_test(
     rest = values - of_prompts - of_seeds[:, None]
     ms_prompts = n_seeds * (of_prompts**2).sum() / (n_prompts - 1)
     ms_rest = (rest**2).sum() / ((n_prompts - 1) * (n_seeds - 1))
-    v_seeds, df = float((of_seeds**2).sum() / (n_seeds - 1) / n_seeds), n_seeds - 1
-    if pooled:
-        v_seeds, df = max(v_seeds, pooled[0]), pooled[1]
+    own = float((of_seeds**2).sum() / (n_seeds - 1) / n_seeds)
+    seeds = pooled or ((own, n_seeds - 1),)
+    if len(seeds) == 1:
+        seeds = ((max(own, seeds[0][0]), seeds[0][1]),)
+    v_seeds = sum(variance for variance, _ in seeds)
     v_prompts = float(max(ms_prompts / values.size - min(ms_rest / values.size, v_seeds), 0))
-    parts = ((v_prompts, n_prompts - 1), (v_seeds, df))
+    parts = ((v_prompts, n_prompts - 1), *seeds)
     half = _reach(parts, 1 - confidence)
     p = max(_level(parts, abs(mean)), sign_flip(sums.sum(axis=0)))
     ends = _agreeing(mean, mean - half, mean + half, p, n_prompts, confidence)
@@ -181,7 +188,7 @@ def crossed_test(
 
 def _reach(parts, alpha: float) -> float:
     """The half-width: sqrt of the sum of t^2 v, t at 1 - alpha/2."""
-    return math.sqrt(sum(v * stats.t.isf(alpha / 2, df) ** 2 for v, df in parts))
+    return math.sqrt(sum(v * special.stdtrit(df, alpha / 2) ** 2 for v, df in parts))
 
 
 def _level(parts, size: float) -> float:
