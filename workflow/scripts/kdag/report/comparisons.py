@@ -72,7 +72,8 @@ def compare(
     are both random; the null is that the two methods are equally good on such prompts. seed_variance says
     whether how much seeds vary is `pooled` over all students or the pair's `own`, seed_df how many degrees of
     freedom know it, left_out which of the two varied too much to be pooled.
-    only_a and only_b count the items that one alone got right, summed over seeds.
+    n counts items, prompts what they belong to; only_a and only_b count the items that one alone got right,
+    summed over seeds.
 
     p, p_holm (over all pairs of the family) and detectable (points, this test alone; _family: at Holm's
     strictest step, alpha / pairs, with its 95 % limits _low and _high, as far as the seeds tell) stand at
@@ -99,7 +100,7 @@ def compare(
 
 
 COLUMNS = [
-    *("family", "a", "b", "metric", "seeds", "n", "accuracy_a", "accuracy_b", "only_a", "only_b"),
+    *("family", "a", "b", "metric", "seeds", "n", "prompts", "accuracy_a", "accuracy_b", "only_a", "only_b"),
     *("difference", "low", "high", "difference_sd", "by_seed", "seed_variance", "seed_df", "left_out"),
     *("test", "p", "p_holm", "detectable"),
     *("detectable_family", "detectable_family_low", "detectable_family_high"),
@@ -139,7 +140,7 @@ def _compare_pair(a, b, known, items, together: Pool | None, alphas, draws, seed
         pooled = together.of_mean(a, b) if together else ()
         result = stats.crossed_test(right_a, right_b, documents, pooled=pooled)
         test = "prompts x seeds, t and sign-flip"
-        left_out = [name for name in (a, b) if together and name in together.left_out]
+        left_out = [side for side, name in (("a", a), ("b", b)) if together and name in together.left_out]
         between = {
             "seed_variance": "own" if left_out or not pooled else "pooled",
             "seed_df": " and ".join(str(df) for _, df in result.parts[1:]),
@@ -149,6 +150,7 @@ def _compare_pair(a, b, known, items, together: Pool | None, alphas, draws, seed
     line = {
         "seeds": " ".join(map(str, seeds)),
         "n": len(documents),
+        "prompts": len(set(documents)),
         "accuracy_a": right_a.mean(),
         "accuracy_b": right_b.mean(),
         "only_a": only_a,
