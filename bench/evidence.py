@@ -101,7 +101,7 @@ def found(runs: int, seeds: int, points: float, seed: int = 1, **how) -> dict:
 
 
 def held(runs: int, seeds: int, seed: int = 2, **how) -> dict:
-    """Nothing differs: false findings, coverage, and how often ODD was left out of the pool or pooled."""
+    """Nothing differs: false findings, coverage, and how often ODD and the other of a pair were pooled."""
     rng = np.random.default_rng([seed, seeds])
     false, covered, of_odd, alone, pooled, disagree = 0, [], [], [], [], 0
     for _ in range(runs):
@@ -212,7 +212,10 @@ def main():
         )  # the target stands at ten points and three seeds
         aimed.add(f"{points} points, {seeds} seeds", **found(runs, seeds, points))
     settings = [(seeds, said, {"sds": sds}) for seeds in (2, 3, 5) for said, sds in ODD_SDS.items()]
-    settings += [(1, "equal", {}), (3, "equal, half of it shared", {"shared": 0.5})]
+    settings += [
+        (1, "no spread", {"sds": dict.fromkeys((SFT, *"abcd"), 0.0)}),
+        (3, "equal, half of it shared", {"shared": 0.5}),
+    ]
     for said, names in {"two": "d", "three": "ad", "nine": "abcdefgh"}.items():
         settings += [(3, f"{said} students, equal", {"names": names})]
         settings += [(3, f"{said} students, one 6 x", {"names": names, "sds": {ODD: 6 * SEED}})]

@@ -470,18 +470,29 @@ def test_the_pool_is_the_mean_variance_of_students_that_vary_alike():
     alike = {name: spread(sd, seed=i) for i, (name, sd) in enumerate(zip("abcd", (1, 2, 2, 3), strict=True))}
     found = pool.pool(alike)
     assert found.variance == pytest.approx((1 + 4 + 4 + 9) / 4) and found.df == 8 and not found.left_out
-    assert found.of_mean("a", "b") == ((pytest.approx(2 * 4.5 / 3), 8),)
-    assert found.of_mean("a", "teacher") == ((pytest.approx(4.5 / 3), 8),)
+    assert found.of_mean("a", "b") == (((pytest.approx(2 * 4.5 / 3), 8),), 8)
+    assert found.of_mean("a", "teacher") == (((pytest.approx(4.5 / 3), 8),), 8)
 
 
 def test_a_student_that_varies_more_counts_with_its_own_variance():
     names = {"a": 1, "b": 1, "c": 1, "d": 6, "e": 9}
     found = pool.pool({name: spread(sd, seed=i) for i, (name, sd) in enumerate(names.items())})
     assert found.left_out == pytest.approx({"d": 36, "e": 81}) and found.students == tuple("abc")
-    assert found.of_mean("a", "b") == ((pytest.approx(2 / 3), 6),)
-    assert found.of_mean("a", "d") == ((pytest.approx(1 / 3), 6), (pytest.approx(12), 2))
-    assert found.of_mean("d", "teacher") == ((pytest.approx(12), 2),)
-    assert found.of_mean("d", "e") == (), "then the pair's own"
+    assert found.of_mean("a", "b") == (((pytest.approx(2 / 3), 6),), 6)
+    assert found.of_mean("a", "d") == (((pytest.approx(1 / 3), 6), (pytest.approx(12), 2)), 6)
+    assert found.of_mean("teacher", "d") == (((pytest.approx(12), 2),), 6)
+    assert found.of_mean("d", "e") == (((pytest.approx(12), 2), (pytest.approx(27), 2)), 6)
+
+
+def test_the_t_of_a_student_left_out_is_limited_by_the_pools():
+    alone, left_out = pool.Seeds(((1.0, 2),)), pool.Seeds(((1.0, 2),), 10)
+    for alpha in (0.05, 0.05 / 20):
+        most = pool.LIMIT * scipy_stats.t.isf(alpha / 2, 10)
+        assert alone.square(alpha) == pytest.approx(scipy_stats.t.isf(alpha / 2, 2) ** 2)
+        assert left_out.square(alpha) == pytest.approx(min(most**2, alone.square(alpha)))
+    assert pool.known_by(0.5, 3, None) == (((0.5, 2),), None)
+    assert pool.known_by(0.5, 3, pool.Seeds(((0.2, 10),), 10)) == (((0.5, 10),), 10)
+    assert pool.known_by(0.1, 3, pool.Seeds(((0.2, 10),), 10)) == (((0.2, 10),), 10)
 
 
 def test_too_few_seeds_or_students_are_not_pooled():
@@ -495,13 +506,27 @@ def test_too_few_seeds_or_students_are_not_pooled():
 
 def test_an_estimate_of_few_seeds_prints_no_number():
     """Ten degrees of freedom tell the variance well enough, two and one do not."""
-    known = power.detectable_over_seeds(1e-4, ((1e-4, 10),), 2, 541)
+    known = power.detectable_over_seeds(1e-4, 1e-4, 10, power.Runs(5, 3, 1), 541)
     assert known.low < known.size < known.high <= 2 * known.low
-    assert power.detectable_over_seeds(1e-4, ((1e-4, 2),), None, 541) is None
-    assert power.detectable_over_seeds(1e-4, ((1e-4, 1),), None, 541) is None
-    assert power.detectable_over_seeds(1e-4, ((5e-5, 8), (5e-4, 2)), None, 541) is None
-    nothing = power.detectable_over_seeds(0.0, ((0.0, 10),), 2, 541)
+    assert power.detectable_over_seeds(1e-4, 1e-4, 2, power.Runs(2, 3, 2), 541) is None
+    assert power.detectable_over_seeds(1e-4, 1e-4, 1, power.Runs(5, 2, 1), 541) is None
+    nothing = power.detectable_over_seeds(0.0, 0.0, 10, power.Runs(5, 3, 1), 541)
     assert nothing.size == power.detectable(541, 0.0)
+
+
+def test_what_seeds_could_have_detected_is_the_power_of_the_crossed_test():
+    """Normal differences of known variances: four runs in five find it, students left out by chance included."""
+    rng, runs = np.random.default_rng(8), power.Runs(5, 3, 2)
+    size = power.detectable_over_seeds(2e-4, 3e-4, 10, runs, 541).size
+    found = 0
+    for _ in range(1500):
+        students = rng.normal(scale=math.sqrt(3e-4), size=(5, 3))
+        seeds = pool.pool({str(k): student for k, student in enumerate(students)}).of_mean("0", "1")
+        pair = students[0] - students[1]
+        seeds = pool.known_by(np.var(pair, ddof=1) / 3, 3, seeds)
+        observed = size + pair.mean() + rng.normal(scale=math.sqrt(2e-4))
+        found += observed > math.sqrt(2e-4 * pool.t(0.05, 540) ** 2 + seeds.square(0.05))
+    assert found / 1500 == pytest.approx(0.8, abs=0.03)
 
 
 def test_what_cannot_be_compared_is_refused():

@@ -137,7 +137,7 @@ def _compare_pair(a, b, known, items, together: Pool | None, alphas, draws, seed
         test = "sign-flip of prompts, exact" if clustered else "McNemar, exact"
         between, shown = {}, _shown_by_one(result, only_a + only_b, documents, alphas)
     else:
-        pooled = together.of_mean(a, b) if together else ()
+        pooled = together and together.of_mean(a, b)
         result = stats.crossed_test(right_a, right_b, documents, pooled=pooled)
         test = "prompts x seeds, t and sign-flip"
         left_out = [side for side, name in (("a", a), ("b", b)) if together and name in together.left_out]
@@ -146,7 +146,9 @@ def _compare_pair(a, b, known, items, together: Pool | None, alphas, draws, seed
             "seed_df": " and ".join(str(df) for _, df in result.parts[1:]),
             "left_out": " ".join(left_out),
         }
-        shown = _shown_by_several(result, pooled, bool(left_out), len(seeds), alphas)
+        students = sum(None not in group for group in known.values())
+        runs = power.Runs(students, len(seeds), sum(None not in group for group in groups_))
+        shown = {} if left_out else _shown_by_several(result, together, runs, alphas)
     line = {
         "seeds": " ".join(map(str, seeds)),
         "n": len(documents),
@@ -178,15 +180,14 @@ def _shown_by_one(result: stats.Difference, differing: int, documents, alphas) -
     return {"detectable": 100 * alone, "detectable_family": 100 * family}
 
 
-def _shown_by_several(result: stats.Crossed, pooled, left_out: bool, n_seeds: int, alphas) -> dict:
+def _shown_by_several(result: stats.Crossed, together: Pool | None, runs: power.Runs, alphas) -> dict:
     """The same of several seeds."""
     if alphas is None:
         return {}
-    (v_prompts, prompts_df), *own = result.parts
-    own_df = n_seeds - 1 if pooled and not left_out else None
+    (v_prompts, prompts_df), (own, own_df) = result.parts
+    known = (together.variance, together.df) if together else (own * runs.n_seeds / runs.with_seeds, own_df)
     alone, family = (
-        power.detectable_over_seeds(v_prompts, pooled or tuple(own), own_df, prompts_df + 1, alpha)
-        for alpha in alphas
+        power.detectable_over_seeds(v_prompts, *known, runs, prompts_df + 1, alpha) for alpha in alphas
     )
     line = {"detectable": 100 * alone.size} if alone else {}
     if family:

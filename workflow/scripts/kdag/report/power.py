@@ -10,10 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy import optimize, special, stats
 
+from kdag.report import pool
+
 POWER = 0.8  # of what is called detectable
 SPREAD = 2.0  # a number whose 95 % limits are further apart, by this factor, is not worth printing
-NODES = 64  # equally likely values of an estimated variance
-STRIDE = 27  # which of them of two variances meet: all of the one spread evenly over the other
+REPLAYS = 2000  # runs that are drawn to see what a test would take the seeds for
 
 
 # --- one seed: McNemar's exact test ---------------------------------------------------------------
@@ -81,51 +82,61 @@ class Detectable(NamedTuple):
     high: float
 
 
+class Runs(NamedTuple):
+    """Students and seeds of a table, and how many of a pair have seeds: 2, or 1 next to a baseline."""
+
+    n_students: int
+    n_seeds: int
+    with_seeds: int
+
+
 def detectable_over_seeds(
     v_prompts: float,
-    seeds: tuple[tuple[float, int], ...],
-    own_df: int | None,
+    v_seeds: float,
+    df: int,
+    runs: Runs,
     n_prompts: int,
     alpha: float = 0.05,
     power: float = POWER,
 ) -> Detectable | None:
-    """The smallest difference that `stats.crossed_test` finds with this power, if its variances are these.
+    """The smallest difference that `stats.crossed_test` finds with this power in such runs.
 
-    seeds: ((variance, df), ...) of the seeds; own_df: those of the pair itself if the larger of its own and
-    the pool's variance counts. None if the limits are more than SPREAD apart.
+    v_prompts: what the prompts give the variance of the difference; v_seeds: the variance between seeds of
+    one student, known by df degrees of freedom. Other runs estimate it anew, and by chance leave a student
+    out of the pool: that belongs to the power. None if the limits are more than SPREAD apart.
     """
-
-    def solved(chance: float | None) -> float:
-        """With each variance at a limit of its interval, or as estimated."""
-        at = tuple((v if chance is None else v * df / stats.chi2.isf(chance, df), df) for v, df in seeds)
-        return _solved(v_prompts, at, own_df, n_prompts, alpha, power)
-
-    low, size, high = solved(0.025), solved(None), solved(0.975)
-    return None if high > SPREAD * low and low < math.inf else Detectable(size, low, high)
-
-
-def _solved(v_prompts, seeds, own_df, n_prompts, alpha, power) -> float:
     least = detectable(n_prompts, 0.0, alpha, power)  # of variances that are 0 the sign-flip test decides
-    squares = np.full(NODES, v_prompts * stats.t.isf(alpha / 2, n_prompts - 1) ** 2)
-    for part, (variance, df) in enumerate(seeds):
-        estimates = _estimates(df, own_df)[np.arange(NODES) * STRIDE**part % NODES]
-        squares += variance * estimates * stats.t.isf(alpha / 2, df) ** 2
-    halves, sd = np.sqrt(squares), math.sqrt(v_prompts + sum(variance for variance, _ in seeds))
+    of_prompts, squares = v_prompts * pool.t(alpha, n_prompts - 1) ** 2, _squares(runs, alpha)
 
-    def missing(size: float) -> float:
-        return float(np.mean(special.ndtr((size - halves) / sd))) - power
+    def solved(variance: float) -> float:
+        halves = np.sqrt(of_prompts + variance * squares)
+        sd = math.sqrt(v_prompts + variance * runs.with_seeds / runs.n_seeds)
 
-    if sd == 0 or missing(least if least < math.inf else 1.0) >= 0:
-        return least
-    return math.inf if missing(1.0) < 0 else float(optimize.brentq(missing, 0.0, 1.0, xtol=1e-7))
+        def missing(size: float) -> float:
+            return float(np.mean(special.ndtr((size - halves) / sd))) - power
+
+        if sd == 0 or missing(min(least, 1.0)) >= 0:
+            return least
+        return math.inf if missing(1.0) < 0 else float(optimize.brentq(missing, 0.0, 1.0, xtol=1e-7))
+
+    low, high = (solved(v_seeds * df / float(stats.chi2.isf(chance, df))) for chance in (0.025, 0.975))
+    return None if high > SPREAD * low and low < math.inf else Detectable(solved(v_seeds), low, high)
+
+
+@functools.lru_cache(maxsize=64)
+def _squares(runs: Runs, alpha: float) -> np.ndarray:
+    """[REPLAYS]: the seeds' part of the half-width squared, if each student's variance is 1."""
+    return np.array([seeds.square(alpha) for seeds in _replayed(runs)])
 
 
 @functools.lru_cache(maxsize=16)
-def _estimates(df: int, own_df: int | None) -> np.ndarray:
-    """[NODES] equally likely estimates of a variance of 1: the larger of the pool's and the pair's own."""
-    shares = (np.arange(NODES) + 0.5) / NODES
-    if own_df is None:
-        return stats.chi2.ppf(shares, df) / df
-    grid = np.geomspace(1e-4, 50, 2000)
-    below = stats.chi2.cdf(grid * df, df) * stats.chi2.cdf(grid * own_df, own_df)
-    return np.interp(shares, below, grid)
+def _replayed(runs: Runs) -> list[pool.Seeds]:
+    """What the test takes the seeds for in REPLAYS runs whose students all vary alike."""
+    drawn = np.random.default_rng(0).normal(size=(REPLAYS, runs.n_students, runs.n_seeds))
+    found = []
+    for students in drawn:
+        together = pool.pool({str(number): student for number, student in enumerate(students)})
+        pair = students[0] - students[1] if runs.with_seeds == 2 else students[0]
+        pooled = together and together.of_mean("0", "1" if runs.with_seeds == 2 else "")
+        found.append(pool.known_by(float(np.var(pair, ddof=1)) / runs.n_seeds, runs.n_seeds, pooled))
+    return found

@@ -14,9 +14,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import optimize, stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
+
+from kdag.report.pool import Seeds, known_by, t
 
 
 class Difference(NamedTuple):
@@ -146,9 +148,7 @@ def paired_interval(only_a: int, only_b: int, n: int, confidence: float = 0.95) 
 # --- several seeds: prompts and seeds are both random ---------------------------------------------
 
 
-def crossed_test(
-    a, b, clusters, confidence: float = 0.95, pooled: tuple[tuple[float, int], ...] = ()
-) -> Crossed:
+def crossed_test(a, b, clusters, confidence: float = 0.95, pooled: Seeds | None = None) -> Crossed:
     """mean(a) - mean(b) of [seeds, items] arrays, for a claim beyond these prompts and these seeds.
 
     Both are random effects, crossed (Clark, J. Verbal Learn. Verbal Behav. 12 (1973) 335): the mean over
@@ -158,9 +158,8 @@ def crossed_test(
     359). p is the level at which that interval touches zero, and no less than `sign_flip` of the prompts,
     which is exact for few prompts too. A prompt's items enter by their sum, centred for its size.
 
-    a and b are paired by seed; one that has no seeds (a baseline) is [1, items]. pooled: the parts
-    ((variance, df), ...) that seeds have in the mean according to all students (pool.py), taken in place of
-    the pair's own; if it is one part, the larger of that and the pair's own, with the pool's df.
+    a and b are paired by seed; one that has no seeds (a baseline) is [1, items]. pooled: what the seeds give
+    the mean according to all students (pool.py), in place of what the pair's own seeds say (`pool.known_by`).
     """
     a, b = _arrays(a, b, ndim=2)
     pairs = [_by_cluster(row, clusters) for row in a - b]
@@ -174,28 +173,29 @@ def crossed_test(
     ms_prompts = n_seeds * (of_prompts**2).sum() / (n_prompts - 1)
     ms_rest = (rest**2).sum() / ((n_prompts - 1) * (n_seeds - 1))
     own = float((of_seeds**2).sum() / (n_seeds - 1) / n_seeds)
-    seeds = pooled or ((own, n_seeds - 1),)
-    if len(seeds) == 1:
-        seeds = ((max(own, seeds[0][0]), seeds[0][1]),)
-    v_seeds = sum(variance for variance, _ in seeds)
-    v_prompts = float(max(ms_prompts / values.size - min(ms_rest / values.size, v_seeds), 0))
-    parts = ((v_prompts, n_prompts - 1), *seeds)
-    half = _reach(parts, 1 - confidence)
-    p = max(_level(parts, abs(mean)), sign_flip(sums.sum(axis=0)))
+    seeds = known_by(own, n_seeds, pooled)
+    v_prompts = float(max(ms_prompts / values.size - min(ms_rest / values.size, seeds.variance), 0))
+    half = _reach(v_prompts, n_prompts, seeds, 1 - confidence)
+    p = max(_level(v_prompts, n_prompts, seeds, abs(mean)), sign_flip(sums.sum(axis=0)))
     ends = _agreeing(mean, mean - half, mean + half, p, n_prompts, confidence)
-    return Crossed(mean, *ends, p, parts)
+    return Crossed(mean, *ends, p, ((v_prompts, n_prompts - 1), *seeds.parts))
 
 
-def _reach(parts, alpha: float) -> float:
-    """The half-width: sqrt of the sum of t^2 v, t at 1 - alpha/2."""
-    return math.sqrt(sum(v * special.stdtrit(df, alpha / 2) ** 2 for v, df in parts))
+def _reach(v_prompts: float, n_prompts: int, seeds: Seeds, alpha: float) -> float:
+    """The half-width."""
+    return math.sqrt(v_prompts * t(alpha, n_prompts - 1) ** 2 + seeds.square(alpha))
 
 
-def _level(parts, size: float) -> float:
+def _level(v_prompts: float, n_prompts: int, seeds: Seeds, size: float) -> float:
     """The alpha whose half-width `size` is; not below 1e-100."""
-    if size == 0 or _reach(parts, 1e-100) <= size:
+
+    def missing(log_alpha: float) -> float:
+        return _reach(v_prompts, n_prompts, seeds, math.exp(log_alpha)) - size
+
+    least = math.log(1e-100)
+    if size == 0 or missing(least) <= 0:
         return 1.0 if size == 0 else 1e-100
-    return math.exp(optimize.brentq(lambda x: _reach(parts, math.exp(x)) - size, math.log(1e-100), 0.0))
+    return math.exp(optimize.brentq(missing, least, 0.0))
 
 
 def sign_flip(differences) -> float:
