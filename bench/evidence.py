@@ -178,6 +178,7 @@ ODD_SDS = {  # {what is said of it: {student: sd of its seeds}}; a student that 
     "one 2 x": {ODD: 2 * SEED},
     "one 3 x": {ODD: 3 * SEED},
     "one 6 x": {ODD: 6 * SEED},
+    "two 6 x": {"c": 6 * SEED, ODD: 6 * SEED},
     "all 3 x": dict.fromkeys((SFT, *"abcd"), 3 * SEED),
     "two 3 x, others 0.5 x": {**dict.fromkeys((SFT, *"ab"), SEED / 2), "c": 3 * SEED, ODD: 3 * SEED},
 }

@@ -16,7 +16,7 @@ from kdag.evaluation.tasks import ifeval
 from kdag.files.reading import read_jsonl
 from kdag.job.errors import UserError
 from kdag.report import comparisons, pool, power, stats
-from kdag.report.measures import gather
+from kdag.report.measures import Items, gather
 from kdag.report.verdict import verdict
 
 # IFEval's prompts by their number of instructions; 541 prompts, 834 instructions.
@@ -460,6 +460,29 @@ def test_several_seeds():
         compare([r for r in rows if r["model"] != "up-seed1"], items, ["sft"], draws=50)
 
 
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_a_tested_metric_of_instructions_is_tested_by_its_prompts(seeds):
+    """Three instructions a prompt that stand and fall together are one answer, not three."""
+    rng, documents = np.random.default_rng(4), np.repeat(np.arange(60), 3)
+    rows = [{"model": "student-untrained", "label": "untrained", "role": "untrained"}]
+    rows += [
+        {"model": f"up-seed{s}", "label": "up", "role": "student", "strategy": "up", "seed": s} for s in seeds
+    ]
+    base = rng.random(60) < 0.5
+    right = {row["model"]: np.where(rng.random(60) < 0.25, True, base) for row in rows[1:]}
+    right["student-untrained"] = base
+    items = {m: Items(np.repeat(values, 3).astype(float), documents) for m, values in right.items()}
+    row = compare(rows, {PRIMARY: items}, ["untrained"], draws=500).iloc[0]
+    assert (row["n"], row["prompts"]) == (180, 60)
+    by_prompt = sum(right[r["model"]].astype(int) for r in rows[1:]) - len(seeds) * base.astype(int)
+    if len(seeds) == 1:
+        assert row["test"] == "sign-flip of prompts, exact"
+        assert row["p"] == pytest.approx(stats.mcnemar_exact(int(by_prompt.sum()), 0))
+        assert 0 < row["low"] < row["difference"] < row["high"] and 5 < row["detectable"] < 30
+    else:
+        assert row["p"] >= stats.sign_flip(by_prompt) and row["seed_variance"] == "own"
+
+
 def spread(sd, seeds=3, seed=0):
     """Accuracies of seeds whose standard deviation is exactly sd."""
     values = np.random.default_rng(seed).normal(size=seeds)
@@ -515,7 +538,7 @@ def test_an_estimate_of_few_seeds_prints_no_number():
 
 
 def test_what_seeds_could_have_detected_is_the_power_of_the_crossed_test():
-    """Normal differences of known variances: four runs in five find it, students left out by chance included."""
+    """Normal differences of known variances: four in five runs find it, with those that leave one out."""
     rng, runs = np.random.default_rng(8), power.Runs(5, 3, 2)
     size = power.detectable_over_seeds(2e-4, 3e-4, 10, runs, 541).size
     found = 0
