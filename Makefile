@@ -5,7 +5,7 @@ BIN := .venv/bin
 LOCKED := -r envs/constraints.txt -r envs/requirements-demo.txt -r envs/requirements-ifbench.txt \
   -r envs/requirements-reasoning.txt
 
-.PHONY: help install demo demo-methods test lint schema clean fidelity test-faults bench audit lock advisories test-slurm orphans test-gpu test-unsloth bench-gpu doctor status run adopt plan publish
+.PHONY: help install demo demo-methods test lint schema clean fidelity test-faults bench audit evidence lock advisories test-slurm orphans test-gpu test-unsloth bench-gpu doctor status run adopt plan publish
 .DEFAULT_GOAL := help
 CONFIG ?= config.yaml
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
@@ -80,6 +80,9 @@ fidelity: install ## what storing less of the teacher costs, measured on the dem
 bench: install ## measure speed and memory next to peers and limits, after `make demo` (an hour or two)
 	for name in loss step launches cache growth peers on_policy saved; do $(BIN)/python bench/$$name.py --json results/bench/$$name.json || exit 1; done
 	$(BIN)/python bench/loss.py --divergences --threads 1 --tokens 128 --rounds 2 --no-memory --json results/bench/divergences.json
+
+evidence: install ## simulate what the report's tests find and what they hold: docs/statistics.md (half an hour)
+	$(BIN)/python bench/evidence.py --json results/bench/evidence.json
 
 bench-gpu: install ## the figures at real shapes on one GPU (under 10 minutes)
 	$(BIN)/python bench/gpu.py --json results/bench/gpu.json

@@ -113,10 +113,11 @@ def run_kdag(baton, student, teacher, folder, settings, online):
 def trainer_arguments(settings):
     """kdag's settings for a Trainer of TRL's."""
     from kdag.models import load
+    from kdag.training.train import SCHEDULES
 
     return {
         "learning_rate": settings.learning_rate,
-        "lr_scheduler_type": settings.schedule,
+        "lr_scheduler_type": SCHEDULES[settings.schedule],
         "warmup_steps": settings.warmup_ratio,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
@@ -177,6 +178,7 @@ def run_dense(baton, student, teacher, folder, settings):
     from transformers import get_scheduler
 
     from kdag.models import load
+    from kdag.training.train import SCHEDULES
 
     model = student_with_adapters(student, settings).train()
     teacher = load.load_model(teacher, settings.dtype)
@@ -188,7 +190,7 @@ def run_dense(baton, student, teacher, folder, settings):
     at_once = settings.batch_size * settings.gradient_accumulation
     steps = len(rows) // at_once
     schedule = get_scheduler(
-        settings.schedule,
+        SCHEDULES[settings.schedule],
         optimiser,
         num_warmup_steps=math.ceil(steps * settings.warmup_ratio),
         num_training_steps=steps,

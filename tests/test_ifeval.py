@@ -10,6 +10,7 @@ import pytest
 
 from kdag.evaluation.tasks import ifeval
 from kdag.job.errors import UserError
+from kdag.report import table
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "workflow" / "scripts"
@@ -52,7 +53,7 @@ def write_jsonl(path, rows):
 
 @needs_data
 @pytest.mark.parametrize(
-    "model, strict, loose", [("3B", (309, 566), (331, 594)), ("7B", (395, 673), (409, 687))]
+    "model, strict, loose", [("3B", (309, 566), (331, 594)), ("7B", (395, 673), (409, 688))]
 )
 def test_published_responses_to_the_item(tmp_path, model, strict, loose):
     outputs = [tmp_path / "first.json", tmp_path / "second.json"]
@@ -78,6 +79,10 @@ def test_published_responses_to_the_item(tmp_path, model, strict, loose):
         assert sum(kind[f"{level}_correct"] for kind in types) == instructions
         assert sum(kind["total"] for kind in types) == 834
         assert sum(all(prompt[level]) for prompt in scores["prompts"]) == prompts
+    for prompt in scores["prompts"]:
+        assert all(
+            loose or not strict for strict, loose in zip(prompt["strict"], prompt["loose"], strict=True)
+        )
 
 
 @needs_data
@@ -183,6 +188,38 @@ def test_a_score_depends_on_its_own_document_alone():
         verdicts.append(ifeval.score_document(odd, "eeee aaaa tttt oooo nnnn"))
         assert random.getstate() == before
     assert all(verdict == verdicts[0] for verdict in verdicts)
+
+
+@pytest.mark.parametrize("letter", ["#", "!", "e"])
+def test_strict_and_loose_count_the_same_letter(letter):
+    """Keys 1122 and 1129 ask for # and for !, in whose place the scorer draws a letter, anew per level."""
+    asked = {"letter": letter, "let_relation": "at least", "let_frequency": 2}
+    odd = doc(1122, "Use it often.", ["keywords:letter_frequency"], [asked])
+    counted = {level: set() for level in ifeval.LEVELS}
+    for each in "abcdefghijklmnopqrstuvwxyz":
+        for level, verdict in ifeval.score_document(odd, 3 * f"{each} ").items():
+            if verdict == [True]:
+                counted[level].add(each)
+    assert counted["strict"] == counted["loose"] and len(counted["strict"]) == 1
+    if letter == "e":
+        assert counted["strict"] == {"e"}
+
+
+def test_prompts_scored_against_a_random_letter_are_named():
+    asked = [{"letter": letter, "let_relation": "at least", "let_frequency": 2} for letter in "#eE!"]
+    docs = [doc(key, "p", ["keywords:letter_frequency"], [kwargs]) for key, kwargs in enumerate(asked)]
+    scores = ifeval.score(docs, [{"response": "x"}] * 4)
+    assert scores["random_letters"] == [0, 3]
+    words = table.letter_words(scores)
+    assert words.startswith("Prompts 0, 3: ") and "strict and loose" in words
+    assert table.letter_words(scores | {"random_letters": [3]}).startswith("Prompt 3: ")
+    assert table.letter_words(scores | {"random_letters": []}) == table.letter_words({}) == ""
+
+
+@needs_data
+def test_of_ifevals_prompts_two_ask_for_a_letter_that_is_none():
+    docs = [json.loads(line) for line in (DATA / "input_data.jsonl").open()]
+    assert ifeval.random_letters(docs) == [1122, 1129]
 
 
 def test_prompt_set_hash_ignores_nulls_and_sees_everything_else():

@@ -15,8 +15,8 @@ from kdag.config.roster import FAMILY
 from kdag.evaluation.tasks import ifeval
 from kdag.files.reading import read_jsonl
 from kdag.job.errors import UserError
-from kdag.report import comparisons, stats
-from kdag.report.measures import gather
+from kdag.report import comparisons, pool, power, stats
+from kdag.report.measures import Items, gather
 from kdag.report.verdict import verdict
 
 # IFEval's prompts by their number of instructions; 541 prompts, 834 instructions.
@@ -70,27 +70,82 @@ def test_holm_properties(pvalues):
         assert adjusted[order[0]] == pytest.approx(min(1, len(pvalues) * min(pvalues)))
 
 
-def test_minimal_detectable_difference():
-    found = [100 * stats.minimal_detectable_difference(541, share) for share in (0.1, 0.2, 0.3)]
-    assert found == pytest.approx([3.8, 5.4, 6.6], abs=0.05)
-    z_a, z_b = scipy_stats.norm.ppf([0.975, 0.8])
-    for n, psi in ((100, 0.3), (541, 0.1), (541, 0.5)):
-        d = stats.minimal_detectable_difference(n, psi)
-        assert n == pytest.approx((z_a * psi**0.5 + z_b * (psi - d * d) ** 0.5) ** 2 / d**2)  # Connor 1987
-    assert stats.minimal_detectable_difference(541, 0) > 6 / 541, "fewer cannot be significant at all"
-    assert stats.minimal_detectable_difference(5, 0.4, alpha=0.001) == math.inf
+def test_power_of_mcnemars_test_is_summed_over_all_outcomes():
+    """By hand: every number of discordant prompts, every split of them, times whether p is at most alpha."""
+    for n, psi, d, alpha in ((30, 0.4, 0.3, 0.05), (12, 0.9, 0.5, 0.01), (40, 0.2, 0.2, 0.05)):
+        by_hand = 0.0
+        for m in range(n + 1):
+            for only_a in range(m + 1):
+                if stats.mcnemar_exact(only_a, m - only_a) <= alpha:
+                    split = scipy_stats.binom.pmf(only_a, m, (1 + d / psi) / 2)
+                    by_hand += scipy_stats.binom.pmf(m, n, psi) * split
+        assert power.mcnemar_power(n, psi, d, alpha) == pytest.approx(by_hand, abs=1e-9)
+    assert power.mcnemar_power(541, 0.0, 0.0) == 0
+    with pytest.raises(ValueError):
+        power.mcnemar_power(541, 0.1, 0.2)
 
 
-@pytest.mark.parametrize("psi, alpha", [(0.1, 0.05), (0.2, 0.05), (0.3, 0.05), (0.2, 0.05 / 20), (0.0, 0.05)])
-def test_what_is_called_detectable_is_found_four_times_in_five(psi, alpha):
-    """The formula is asymptotic and McNemar's test is exact: its power there is 76 to 82 %."""
-    d = stats.minimal_detectable_difference(541, psi, alpha)
-    psi = max(psi, d)
+@pytest.mark.parametrize(
+    "n, psi, alpha", [(541, 0.1, 0.05), (541, 0.3, 0.05 / 20), (64, 0.2, 0.05), (64, 0, 0.05)]
+)
+def test_what_is_called_detectable_is_found_four_times_in_five(n, psi, alpha):
+    d = power.detectable(n, psi, alpha)
+    assert power.mcnemar_power(n, max(psi, d), d, alpha) == pytest.approx(0.8, abs=1e-3)
     rng = np.random.default_rng(3)
-    drawn = rng.multinomial(541, [(psi + d) / 2, (psi - d) / 2, 1 - psi], size=4000)
-    power = np.mean(p_values(drawn[:, 0], drawn[:, 1]) <= alpha)
-    print(f"power at {100 * d:.2f} points: {power:.3f}")
-    assert 0.75 <= power <= 0.83
+    psi = max(psi, d)
+    drawn = rng.multinomial(n, [(psi + d) / 2, (psi - d) / 2, 1 - psi], size=4000)
+    assert np.mean(p_values(drawn[:, 0], drawn[:, 1]) <= alpha) == pytest.approx(0.8, abs=0.02)
+
+
+def test_what_cannot_be_detected():
+    assert power.detectable(541, 0) > 6 / 541, "fewer cannot be significant at all"
+    assert power.detectable(5, 0.4) == power.detectable(8, 0.4, alpha=0.001) == math.inf
+    assert power.detectable(6, 0.4) < 1
+    with pytest.raises(ValueError):
+        power.detectable(541, 1.1)
+
+
+def test_tangos_interval_is_its_score_test_inverted():
+    """At each end the score is 1.96: the variance is that of the best guess that has this difference."""
+    for b, c, n in ((43, 17, 200), (1, 9, 64), (5, 0, 64), (0, 3, 541)):
+        for end in stats.tango(b, c, n):
+            guesses = np.linspace(max(0, -end), (1 - end) / 2, 200_001)[1:-1]  # of the share that b alone has
+            chance = b * np.log(guesses + end) + c * np.log(guesses)
+            chance += (n - b - c) * np.log(1 - 2 * guesses - end)
+            best = guesses[np.nanargmax(chance)]
+            score = (b - c - n * end) / math.sqrt(n * (2 * best + end * (1 - end)))
+            assert abs(score) == pytest.approx(1.96, abs=2e-3)
+    reach = 1.959964**2 / (541 + 1.959964**2)
+    assert stats.tango(0, 0, 541) == pytest.approx((-reach, reach), abs=1e-6)
+    assert stats.tango(8, 0, 8)[1] == 1 and stats.tango(0, 8, 8)[0] == -1
+    with pytest.raises(ValueError):
+        stats.tango(3, 3, 5)
+
+
+@pytest.mark.parametrize("n", [12, 64, 541])
+def test_an_interval_holds_zero_if_and_only_if_the_exact_test_finds_nothing(n):
+    for m in [*range(min(n, 45) + 1), *range(45, n, 61)]:
+        for only_a in range(m // 2, m + 1):
+            low, high = stats.paired_interval(only_a, m - only_a, n)
+            found = stats.mcnemar_exact(only_a, m - only_a) <= 0.05
+            assert (low > 0) == found and low < high and low <= (2 * only_a - m) / n <= high
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 12), st.sampled_from([1, 3]), st.booleans())
+def test_no_interval_is_a_point_or_contradicts_its_test(seed, n_prompts, n_seeds, clustered):
+    """Whatever the answers: all alike, all different, one prompt, several items a prompt."""
+    rng = np.random.default_rng(seed)
+    clusters = np.repeat(np.arange(n_prompts), rng.integers(1, 4, n_prompts) if clustered else 1)
+    a, b = rng.random((2, n_seeds, len(clusters))) < rng.choice([0, 0.1, 0.5, 0.9, 1], size=(2, 1, 1))
+    if n_seeds == 1:
+        found = stats.paired_test(a[0], b[0], clusters, draws=200)
+    else:
+        found = stats.crossed_test(a, b, clusters)
+    assert -1 <= found.low < found.high <= 1
+    assert found.low <= found.difference <= found.high
+    if found.p > 0.05:
+        assert found.low <= 0 <= found.high
 
 
 def test_sign_flip_is_mcnemar_of_one_seed_and_exact_of_several():
@@ -126,13 +181,15 @@ def test_bootstrap_draws_prompts_not_instructions():
 def test_equal_models_and_wrong_shapes():
     a = np.array([1.0, 0, 1, 1])
     assert stats.paired_bootstrap(a, a, range(4)) == (0, 0, 0, 1)
-    assert stats.crossed_test([a, a], [a], range(4))[:4] == (0, 0, 0, 1)
+    reach = 1.959964**2 / (4 + 1.959964**2)  # no prompt says anything of the variance
+    for found in (stats.paired_test(a, a, range(4)), stats.crossed_test([a, a], [a], range(4))):
+        assert found[:4] == pytest.approx((0, -reach, reach, 1))
     with pytest.raises(ValueError):
         stats.paired_bootstrap(a, a[:3], range(4))
     with pytest.raises(ValueError):
         stats.paired_bootstrap(a, a, range(3))
     with pytest.raises(ValueError):
-        stats.seed_bootstrap([a, a, a], [a, a], range(4))
+        stats.crossed_test([a, a, a], [a, a], range(4))
     with pytest.raises(ValueError):
         stats.crossed_test([a], [a], range(4))
 
@@ -140,7 +197,8 @@ def test_equal_models_and_wrong_shapes():
 def test_few_prompts_do_not_pass_for_many():
     """Eight prompts, all better with every seed: no variance at all, and the exact p is 2 / 2^8."""
     found = stats.crossed_test(np.ones((3, 8)), np.zeros((1, 8)), range(8))
-    assert found.difference == 1 and found.p == pytest.approx(2 / 256)
+    assert found.difference == found.high == 1 and found.p == pytest.approx(2 / 256)
+    assert found.low == pytest.approx(1 - 3.8415 / (8 + 3.8415), abs=1e-4)
 
 
 def test_same_bytes_twice():
@@ -150,7 +208,7 @@ def test_same_bytes_twice():
         clusters = np.repeat(PROMPTS, SIZES)
         stats._draws.cache_clear()
         found = [stats.paired_bootstrap(a[0], b[0], clusters, 2000, 1)]
-        found += [stats.seed_bootstrap(a, b, clusters, 2000, 1), stats.crossed_test(a, b, clusters)]
+        found += [stats.paired_test(a[0], b[0], clusters, 2000, 1), stats.crossed_test(a, b, clusters)]
         return repr(found)
 
     assert once() == once()
@@ -325,9 +383,11 @@ def test_family_and_its_correction():
     assert (row["only_a"], row["only_b"]) == ((a > b).sum(), (b > a).sum())
     assert row["difference"] == pytest.approx(100 * (a.mean() - b.mean()))
     assert row["p"] == stats.mcnemar_exact(row["only_a"], row["only_b"])
-    assert row["low"] < row["difference"] < row["high"]
+    assert (row["low"], row["high"]) == pytest.approx(
+        tuple(100 * end for end in stats.tango(row["only_a"], row["only_b"], 541))
+    )
     share = (row["only_a"] + row["only_b"]) / 541
-    limits = [100 * stats.minimal_detectable_difference(541, share, alpha) for alpha in (0.05, 0.05 / 9)]
+    limits = [100 * power.detectable(541, share, alpha) for alpha in (0.05, 0.05 / 9)]
     assert [row["detectable"], row["detectable_family"]] == pytest.approx(limits)
     alone = compare(rows, items, ["strategies"], draws=500)
     assert len(alone) == 4 and alone["p_holm"].iloc[0] == alone["p"].iloc[0]
@@ -386,13 +446,110 @@ def test_several_seeds():
     assert row["difference_sd"] == pytest.approx(each.std(ddof=1))
     assert row["by_seed"] == ", ".join(f"{s}: {d:+.2f}" for s, d in enumerate(each))
     assert row["seeds"] == "0 1 2" and row["only_a"] == (a > b).sum()
-    assert row["p"] == stats.crossed_test(a, b[None], PROMPTS).p
+    accuracies = {
+        s: np.array([items[PRIMARY][f"{s}-seed{k}"].values.mean() for k in range(3)])
+        for s in ("sft", "up", "down")
+    }
+    parts = pool.pool(accuracies).of_mean("up", "student-untrained")
+    assert row["p"] == pytest.approx(stats.crossed_test(a, b[None], PROMPTS, pooled=parts).p)
     text = verdict(found)
     assert "3 training seeds (0, 1, 2)" in text and "`up` is better than the untrained student" in text
     spread = comparisons.over_seeds(rows, items).set_index(["strategy", "metric"]).loc[("up", PRIMARY)]
     assert spread["mean"] == pytest.approx(a.mean()) and spread["sd"] == pytest.approx(each.std(ddof=1) / 100)
     with pytest.raises(UserError, match="not trained with all of the seeds"):
         compare([r for r in rows if r["model"] != "up-seed1"], items, ["sft"], draws=50)
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_a_tested_metric_of_instructions_is_tested_by_its_prompts(seeds):
+    """Three instructions a prompt that stand and fall together are one answer, not three."""
+    rng, documents = np.random.default_rng(4), np.repeat(np.arange(60), 3)
+    rows = [{"model": "student-untrained", "label": "untrained", "role": "untrained"}]
+    rows += [
+        {"model": f"up-seed{s}", "label": "up", "role": "student", "strategy": "up", "seed": s} for s in seeds
+    ]
+    base = rng.random(60) < 0.5
+    right = {row["model"]: np.where(rng.random(60) < 0.25, True, base) for row in rows[1:]}
+    right["student-untrained"] = base
+    items = {m: Items(np.repeat(values, 3).astype(float), documents) for m, values in right.items()}
+    row = compare(rows, {PRIMARY: items}, ["untrained"], draws=500).iloc[0]
+    assert (row["n"], row["prompts"]) == (180, 60)
+    by_prompt = sum(right[r["model"]].astype(int) for r in rows[1:]) - len(seeds) * base.astype(int)
+    if len(seeds) == 1:
+        assert row["test"] == "sign-flip of prompts, exact"
+        assert row["p"] == pytest.approx(stats.mcnemar_exact(int(by_prompt.sum()), 0))
+        assert 0 < row["low"] < row["difference"] < row["high"] and 5 < row["detectable"] < 30
+    else:
+        assert row["p"] >= stats.sign_flip(by_prompt) and row["seed_variance"] == "own"
+
+
+def spread(sd, seeds=3, seed=0):
+    """Accuracies of seeds whose standard deviation is exactly sd."""
+    values = np.random.default_rng(seed).normal(size=seeds)
+    return 0.5 + sd * (values - values.mean()) / values.std(ddof=1)
+
+
+def test_the_pool_is_the_mean_variance_of_students_that_vary_alike():
+    alike = {name: spread(sd, seed=i) for i, (name, sd) in enumerate(zip("abcd", (1, 2, 2, 3), strict=True))}
+    found = pool.pool(alike)
+    assert found.variance == pytest.approx((1 + 4 + 4 + 9) / 4) and found.df == 8 and not found.left_out
+    assert found.of_mean("a", "b") == (((pytest.approx(2 * 4.5 / 3), 8),), 8)
+    assert found.of_mean("a", "teacher") == (((pytest.approx(4.5 / 3), 8),), 8)
+
+
+def test_a_student_that_varies_more_counts_with_its_own_variance():
+    names = {"a": 1, "b": 1, "c": 1, "d": 6, "e": 9}
+    found = pool.pool({name: spread(sd, seed=i) for i, (name, sd) in enumerate(names.items())})
+    assert found.left_out == pytest.approx({"d": 36, "e": 81}) and found.students == tuple("abc")
+    assert found.of_mean("a", "b") == (((pytest.approx(2 / 3), 6),), 6)
+    assert found.of_mean("a", "d") == (((pytest.approx(1 / 3), 6), (pytest.approx(12), 2)), 6)
+    assert found.of_mean("teacher", "d") == (((pytest.approx(12), 2),), 6)
+    assert found.of_mean("d", "e") == (((pytest.approx(12), 2), (pytest.approx(27), 2)), 6)
+
+
+def test_the_t_of_a_student_left_out_is_limited_by_the_pools():
+    alone, left_out = pool.Seeds(((1.0, 2),)), pool.Seeds(((1.0, 2),), 10)
+    for alpha in (0.05, 0.05 / 20):
+        most = pool.LIMIT * scipy_stats.t.isf(alpha / 2, 10)
+        assert alone.square(alpha) == pytest.approx(scipy_stats.t.isf(alpha / 2, 2) ** 2)
+        assert left_out.square(alpha) == pytest.approx(min(most**2, alone.square(alpha)))
+    assert pool.known_by(0.5, 3, None) == (((0.5, 2),), None)
+    assert pool.known_by(0.5, 3, pool.Seeds(((0.2, 10),), 10)) == (((0.5, 10),), 10)
+    assert pool.known_by(0.1, 3, pool.Seeds(((0.2, 10),), 10)) == (((0.2, 10),), 10)
+
+
+def test_too_few_seeds_or_students_are_not_pooled():
+    for names, seeds in (("abcde", 2), ("ab", 3), ("", 3)):
+        assert pool.pool({name: spread(1, seeds, i) for i, name in enumerate(names)}) is None
+    assert pool.pool({name: spread(1, 3, i) for i, name in enumerate("abc")}).df == 6
+    assert pool.pool({name: spread(1, 5, i) for i, name in enumerate("ab")}).df == 8
+    alike = pool.pool({name: np.full(3, 0.5) for name in "abc"})
+    assert alike.variance == 0 and not alike.left_out
+
+
+def test_an_estimate_of_few_seeds_prints_no_number():
+    """Ten degrees of freedom tell the variance well enough, two and one do not."""
+    known = power.detectable_over_seeds(1e-4, 1e-4, 10, power.Runs(5, 3, 1), 541)
+    assert known.low < known.size < known.high <= 2 * known.low
+    assert power.detectable_over_seeds(1e-4, 1e-4, 2, power.Runs(2, 3, 2), 541) is None
+    assert power.detectable_over_seeds(1e-4, 1e-4, 1, power.Runs(5, 2, 1), 541) is None
+    nothing = power.detectable_over_seeds(0.0, 0.0, 10, power.Runs(5, 3, 1), 541)
+    assert nothing.size == power.detectable(541, 0.0)
+
+
+def test_what_seeds_could_have_detected_is_the_power_of_the_crossed_test():
+    """Normal differences of known variances: four in five runs find it, with those that leave one out."""
+    rng, runs = np.random.default_rng(8), power.Runs(5, 3, 2)
+    size = power.detectable_over_seeds(2e-4, 3e-4, 10, runs, 541).size
+    found = 0
+    for _ in range(1500):
+        students = rng.normal(scale=math.sqrt(3e-4), size=(5, 3))
+        seeds = pool.pool({str(k): student for k, student in enumerate(students)}).of_mean("0", "1")
+        pair = students[0] - students[1]
+        seeds = pool.known_by(np.var(pair, ddof=1) / 3, 3, seeds)
+        observed = size + pair.mean() + rng.normal(scale=math.sqrt(2e-4))
+        found += observed > math.sqrt(2e-4 * pool.t(0.05, 540) ** 2 + seeds.square(0.05))
+    assert found / 1500 == pytest.approx(0.8, abs=0.03)
 
 
 def test_what_cannot_be_compared_is_refused():

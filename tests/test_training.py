@@ -1,6 +1,7 @@
 """Models, the teacher's cache and the Trainer, on the tiny pair."""
 
 import json
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -300,6 +301,23 @@ def test_fine_tuning_is_the_same_trainer_without_a_teacher(tiny_models, frame, t
     _, log = run(tiny_models, frame, None, tmp_path, divergence=None, kl_weight=0.0)
     assert all(step["loss"] == pytest.approx(step["ce"], rel=1e-5) for step in log)
     assert "divergence" not in log[0]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_every_schedule_warms_up(tiny_models, frame, cache, tmp_path, schedule):
+    _, log = run(tiny_models, frame, cache, tmp_path, job(epochs=3, schedule=schedule, warmup_ratio=0.5))
+    rates = [step["learning_rate"] for step in log]
+    rising = math.ceil(0.5 * len(log))
+    assert rates[:rising] == pytest.approx([1e-3 * step / rising for step in range(rising)])
+    if schedule == "constant":
+        assert rates[rising:] == [1e-3] * (len(log) - rising)
+    else:
+        assert rates[rising] == pytest.approx(1e-3) and rates[-1] < 1e-3
+
+
+def test_constant_without_a_warm_up_is_constant(tiny_models, frame, cache, tmp_path):
+    _, log = run(tiny_models, frame, cache, tmp_path, job(schedule="constant", warmup_ratio=0.0))
+    assert {step["learning_rate"] for step in log} == {1e-3}
 
 
 def test_training_goes_on_from_its_checkpoint(tiny_models, frame, cache, tmp_path, monkeypatch):

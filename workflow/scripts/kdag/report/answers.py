@@ -106,12 +106,12 @@ def lowered(primary: str, items: dict[str, Items], draws: int, seed: int) -> str
     base, _ = items[TEACHER_UNTRAINED]
     if own.mean() >= base.mean():
         return ""
-    found = stats.paired_bootstrap(own, base, prompts, draws, seed)
-    p = stats.mcnemar_exact(int((own > base).sum()), int((own < base).sum()))
+    found = stats.paired_test(own, base, prompts, draws, seed)
+    p, test = found.p, "McNemar's exact test" if len(set(prompts)) == len(prompts) else "an exact sign-flip test"
     return (
         f"The fine-tuned teacher scores lower than the untrained one: {own.mean():.4f} and {base.mean():.4f} "
         f"(`{primary}`), {100 * found.difference:.1f} points (95 % interval {100 * found.low:.1f} to "
-        f"{100 * found.high:.1f}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'} by McNemar's exact test, not "
+        f"{100 * found.high:.1f}, p {'< 0.001' if p < 0.001 else f'= {p:.3f}'} by {test}, not "
         f"adjusted){', which may be chance' if p > LEVEL else ''}."
     )
 

@@ -12,11 +12,9 @@ import pandas as pd
 
 from kdag.config.roster import FAMILY, OPPONENTS, SFT
 from kdag.job.errors import UserError
-from kdag.report import stats
+from kdag.report import power, stats
 from kdag.report.measures import Items
-
-POWER = 0.8  # of what is called detectable
-
+from kdag.report.pool import Pool, pool
 
 # --- who and what ---------------------------------------------------------------------------------
 
@@ -69,26 +67,32 @@ def compare(
 ) -> pd.DataFrame:
     """comparisons.csv: a row per pair and metric.
 
-    One training seed: p is McNemar's exact test, low and high a bootstrap over prompts; the claim is about
-    two models. Several: a and b are strategies, paired by seed, and p, low and high are
-    `stats.crossed_test`, where prompts and seeds are both random; the null is that the two methods are
-    equally good on such prompts. bootstrap_low and bootstrap_high resample prompts, and seeds if several.
-    only_a and only_b count the items that one alone got right, summed over seeds.
+    One training seed: p, low and high are `stats.paired_test`; the claim is about two models. Several: a and
+    b are strategies, paired by seed, and p, low and high are `stats.crossed_test`, where prompts and seeds
+    are both random; the null is that the two methods are equally good on such prompts. seed_variance says
+    whether how much seeds vary is `pooled` over all students or the pair's `own`, seed_df how many degrees of
+    freedom know it, left_out which of the two varied too much to be pooled.
+    n counts items, prompts what they belong to; only_a and only_b count the items that one alone got right,
+    summed over seeds.
 
     p, p_holm (over all pairs of the family) and detectable (points, this test alone; _family: at Holm's
-    strictest step, alpha / pairs) stand at the metric `primary` alone. The other metrics describe: an
-    interval and no p, so that nobody can pick the smallest.
+    strictest step, alpha / pairs, with its 95 % limits _low and _high, as far as the seeds tell) stand at
+    the metric `primary` alone. inf: no difference could have been; empty: the seeds do not tell. The other
+    metrics describe: an interval and no p, so that nobody can pick the smallest.
     """
     declared = pairs(rows, family)
-    alphas = {"detectable": alpha, "detectable_family": alpha / max(1, len(declared))}
+    alphas = (alpha, alpha / max(1, len(declared)))
     known = groups(rows)
-    levels = {primary: alphas, **{metric: None for metric in measures if metric != primary}}
-    found = [
-        {"family": member, "a": a, "b": b, "metric": metric}
-        | _compare_pair(known[a], known[b], measures[metric], draws, seed, level)
-        for metric, level in levels.items()
-        for member, a, b in declared
-    ]
+    found = []
+    for metric in (primary, *(metric for metric in measures if metric != primary)):
+        together = _pool(known, measures[metric])
+        found += [
+            {"family": member, "a": a, "b": b, "metric": metric}
+            | _compare_pair(
+                a, b, known, measures[metric], together, alphas if metric == primary else None, draws, seed
+            )
+            for member, a, b in declared
+        ]
     table = pd.DataFrame(found, columns=COLUMNS)
     tested = table["metric"] == primary
     table.loc[tested, "p_holm"] = stats.holm(table.loc[tested, "p"].astype(float))
@@ -96,55 +100,103 @@ def compare(
 
 
 COLUMNS = [
-    *("family", "a", "b", "metric", "seeds", "n", "accuracy_a", "accuracy_b", "only_a", "only_b"),
-    *("difference", "low", "high", "bootstrap_low", "bootstrap_high", "difference_sd", "by_seed"),
-    *("test", "p", "p_holm", "detectable", "detectable_family"),
+    *("family", "a", "b", "metric", "seeds", "n", "prompts", "accuracy_a", "accuracy_b", "only_a", "only_b"),
+    *("difference", "low", "high", "difference_sd", "by_seed", "seed_variance", "seed_df", "left_out"),
+    *("test", "p", "p_holm", "detectable"),
+    *("detectable_family", "detectable_family_low", "detectable_family_high"),
 ]
 
 
-def _compare_pair(group_a, group_b, items, draws, seed, alphas) -> dict:
-    """alphas: {column: level} of a metric that is tested; None for one that only describes."""
-    seeds = sorted((group_a.keys() | group_b.keys()) - {None})
-    for group in (group_a, group_b):
+def _pool(known: dict[str, dict], items: dict[str, Items]) -> Pool | None:
+    """The pool of all students that have seeds; None where it cannot be."""
+    students = {name: group for name, group in known.items() if None not in group}
+    if not students:
+        return None
+    return pool(
+        {
+            name: np.array([items[group[seed]].values.mean() for seed in sorted(group)])
+            for name, group in students.items()
+        }
+    )
+
+
+def _compare_pair(a, b, known, items, together: Pool | None, alphas, draws, seed) -> dict:
+    """One line. alphas: the levels of the test alone and in the family; None of a metric that describes."""
+    groups_ = known[a], known[b]
+    seeds = sorted((groups_[0].keys() | groups_[1].keys()) - {None})
+    for group in groups_:
         if None not in group and sorted(group) != seeds:
             raise UserError(f"{', '.join(group.values())}: not trained with all of the seeds {seeds}")
-    a, b = (_stacked(group, seeds, items) for group in (group_a, group_b))
-    clusters = items[next(iter(group_a.values()))].documents
-    by_seed = 100 * (a - b).mean(axis=1)
-    only_a, only_b = int((a > b).sum()), int((a < b).sum())
+    right_a, right_b = (_stacked(group, seeds, items) for group in groups_)
+    documents = items[next(iter(groups_[0].values()))].documents
+    by_seed = 100 * (right_a - right_b).mean(axis=1)
+    only_a, only_b = int((right_a > right_b).sum()), int((right_a < right_b).sum())
     if len(seeds) < 2:
-        resampled = stats.paired_bootstrap(a[0], b[0], clusters, draws, seed)
-        interval, test, p = resampled, "McNemar, exact", stats.mcnemar_exact(only_a, only_b)
+        result = stats.paired_test(right_a[0], right_b[0], documents, draws, seed)
+        clustered = len(set(documents)) < len(documents)
+        test = "sign-flip of prompts, exact" if clustered else "McNemar, exact"
+        between, shown = {}, _shown_by_one(result, only_a + only_b, documents, alphas)
     else:
-        resampled = stats.seed_bootstrap(a, b, clusters, draws, seed)
-        interval = stats.crossed_test(a, b, clusters)
-        test, p = "prompts x seeds, t and sign-flip", interval.p
-    result = {
+        pooled = together and together.of_mean(a, b)
+        result = stats.crossed_test(right_a, right_b, documents, pooled=pooled)
+        test = "prompts x seeds, t and sign-flip"
+        left_out = [side for side, name in (("a", a), ("b", b)) if together and name in together.left_out]
+        between = {
+            "seed_variance": "own" if left_out or not pooled else "pooled",
+            "seed_df": " and ".join(str(df) for _, df in result.parts[1:]),
+            "left_out": " ".join(left_out),
+        }
+        students = sum(None not in group for group in known.values())
+        runs = power.Runs(students, len(seeds), sum(None not in group for group in groups_))
+        shown = {} if left_out else _shown_by_several(result, together, runs, alphas)
+    line = {
         "seeds": " ".join(map(str, seeds)),
-        "n": len(clusters),
-        "accuracy_a": a.mean(),
-        "accuracy_b": b.mean(),
+        "n": len(documents),
+        "prompts": len(set(documents)),
+        "accuracy_a": right_a.mean(),
+        "accuracy_b": right_b.mean(),
         "only_a": only_a,
         "only_b": only_b,
-        "difference": 100 * interval.difference,
-        "low": 100 * interval.low,
-        "high": 100 * interval.high,
-        "bootstrap_low": 100 * resampled.low,
-        "bootstrap_high": 100 * resampled.high,
+        "difference": 100 * result.difference,
+        "low": 100 * result.low,
+        "high": 100 * result.high,
         "difference_sd": by_seed.std(ddof=1) if len(seeds) > 1 else math.nan,
         "by_seed": ", ".join(f"{s}: {d:+.2f}" for s, d in zip(seeds, by_seed, strict=True)),
+        **between,
     }
+    return line if alphas is None else line | shown | {"test": test, "p": result.p}
+
+
+def _shown_by_one(result: stats.Difference, differing: int, documents, alphas) -> dict:
+    """What one seed could have detected, in points."""
     if alphas is None:
-        return result
-    for name, alpha in alphas.items():
-        discordance = (only_a + only_b) / (len(seeds) * len(clusters))
-        found = (
-            stats.minimal_detectable_difference(len(clusters), discordance, alpha, POWER)
-            if len(seeds) < 2
-            else stats.crossed_detectable(interval, alpha, POWER)
-        )
-        result[name] = 100 * found
-    return result | {"test": test, "p": p}
+        return {}
+    n, prompts = len(documents), len(set(documents))
+    if n == prompts:
+        alone, family = (power.detectable(n, differing / n, alpha) for alpha in alphas)
+    else:  # the interval's half-width stands for 1.96 standard errors
+        variance = ((result.high - result.low) / (2 * 1.96)) ** 2
+        alone, family = (power.detectable_by_prompts(variance, prompts, alpha) for alpha in alphas)
+    return {"detectable": 100 * alone, "detectable_family": 100 * family}
+
+
+def _shown_by_several(result: stats.Crossed, together: Pool | None, runs: power.Runs, alphas) -> dict:
+    """The same of several seeds."""
+    if alphas is None:
+        return {}
+    (v_prompts, prompts_df), (own, own_df) = result.parts
+    known = (together.variance, together.df) if together else (own * runs.n_seeds / runs.with_seeds, own_df)
+    alone, family = (
+        power.detectable_over_seeds(v_prompts, *known, runs, prompts_df + 1, alpha) for alpha in alphas
+    )
+    line = {"detectable": 100 * alone.size} if alone else {}
+    if family:
+        line |= {
+            "detectable_family": 100 * family.size,
+            "detectable_family_low": 100 * family.low,
+            "detectable_family_high": 100 * family.high,
+        }
+    return line
 
 
 # --- one row --------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pandas as pd
 
 from kdag.config.roster import SFT
 from kdag.report import figures, measures
-from kdag.report.table import further
+from kdag.report.table import further, letter_words
 
 SHOWN_PROMPTS = 16
 
@@ -163,6 +163,7 @@ def render(
         answers={model: scores[model]["answers"] for model in order},
         comparisons=comparisons[comparisons["metric"] == primary].to_dict("records"),
         first=scores[order[0]],
+        letters=letter_words(scores[order[0]]),
         notes=[note.replace("`", "") for note in notes],
         **values,
     )

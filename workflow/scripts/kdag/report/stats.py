@@ -1,5 +1,8 @@
 """Intervals, paired tests and the correction for many tests. Pure functions of arrays and counts.
 
+docs/statistics.md says which is used when, and what simulations found. What could have been detected is in
+power.py, the variance between seeds of all students together in pool.py.
+
 Accuracies and differences are fractions, not points; intervals hold 95 % unless told otherwise. A
 difference is always a minus b. Prompts are the sampling unit: `clusters` names the prompt of each item,
 so that for instructions those of one prompt are drawn together, and for prompts it names each item apart.
@@ -15,6 +18,8 @@ from scipy import optimize, stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
+from kdag.report.pool import Seeds, known_by, t
+
 
 class Difference(NamedTuple):
     """a minus b, its interval, and the two-sided p of there being none."""
@@ -26,13 +31,13 @@ class Difference(NamedTuple):
 
 
 class Crossed(NamedTuple):
-    """A `Difference` over prompts and seeds, and the variance that each gives it: ((variance, df), ...)."""
+    """A `Difference` over prompts and seeds, and (variance, df) of its parts: of prompts, then of seeds."""
 
     difference: float
     low: float
     high: float
     p: float
-    parts: tuple[tuple[float, int], tuple[float, int]]
+    parts: tuple[tuple[float, int], ...]
 
 
 # --- counts ---------------------------------------------------------------------------------------
@@ -70,26 +75,25 @@ def holm(pvalues) -> np.ndarray:
     return multipletests(pvalues, method="holm")[1] if pvalues.size else pvalues
 
 
-def minimal_detectable_difference(
-    n: int, discordance: float, alpha: float = 0.05, power: float = 0.8
-) -> float:
-    """The smallest paired difference that n prompts show with the given power; inf where there is none.
+def tango(only_a: int, only_b: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """(low, high) of (only_a - only_b) / n: Tango's score interval for paired proportions.
 
-    `discordance` is the share of prompts on which the two differ. Solves the sample size formula
-    n = (z_a sqrt(psi) + z_b sqrt(psi - d^2))^2 / d^2 (Connor, Biometrics 43 (1987) 207; z_a at
-    1 - alpha/2, z_b at power) for d, which gives d = K sqrt(psi). Since no difference is larger than the
-    discordance it comes from, the answer is at least K^2, where the two meet; so two models that agree
-    everywhere do not count as a measurement of infinite precision.
+    Stat. Med. 17 (1998) 891. Every difference that its score test does not reject; each end is a root of
+    score(d) = -+z. Two models that never differ have the interval -+ z^2 / (n + z^2), not one of width 0.
     """
-    if not 0 <= discordance <= 1:
-        raise ValueError(f"discordance is a share, got {discordance}")
-    z_a, z_b = stats.norm.ppf(1 - alpha / 2), stats.norm.ppf(power)
-    inner = n + z_b**2 - z_a**2
-    if inner < 0:
-        return math.inf
-    k = (z_a * math.sqrt(n) + z_b * math.sqrt(inner)) / (n + z_b**2)
-    found = float(max(k * math.sqrt(discordance), k * k))
-    return found if found <= 1 else math.inf
+    if min(only_a, only_b) < 0 or only_a + only_b > n or n == 0:
+        raise ValueError(f"counts are at least 0 and together at most n, got {only_a}, {only_b} of {n}")
+    z, observed = float(stats.norm.isf((1 - confidence) / 2)), (only_a - only_b) / n
+
+    def beyond(d: float, at: float) -> float:
+        b, c = (2 * n - only_a + only_b) * d - only_a - only_b, -only_b * d * (1 - d)
+        alone = (math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n)  # share that b alone has, given d
+        return only_a - only_b - n * d - at * math.sqrt(max(n * (2 * alone + d * (1 - d)), 0.0))
+
+    near = 1e-9  # at the observed difference itself the score is 0, and so is the variance if none differ
+    low = -1.0 if observed == -1 else optimize.brentq(beyond, -1.0, observed - near, args=(z,))
+    high = 1.0 if observed == 1 else optimize.brentq(beyond, observed + near, 1.0, args=(-z,))
+    return float(low), float(high)
 
 
 # --- one seed: resampling prompts -----------------------------------------------------------------
@@ -118,37 +122,44 @@ def paired_bootstrap(
     return Difference(float(sums.sum() / sizes.sum()), *_percentiles(drawn, confidence), _tail(drawn))
 
 
-# --- several seeds: resampling prompts and seeds --------------------------------------------------
+def paired_test(a, b, clusters, draws: int = 10_000, seed: int = 0, confidence: float = 0.95) -> Difference:
+    """mean(a) - mean(b) of two models' 0/1 on the same items: the test, and the interval that belongs to it.
 
-
-def seed_bootstrap(
-    a, b, clusters, draws: int = 10_000, seed: int = 0, confidence: float = 0.95
-) -> Difference:
-    """`paired_bootstrap` of [seeds, items] arrays, prompts and training seeds resampled independently.
-
-    a and b are paired by seed; one that has no seeds (a baseline) is [1, items]. This is the pigeonhole
-    bootstrap (Owen, Ann. Appl. Stat. 1 (2007) 386). It cannot make up for few seeds: with three that
-    differ much its interval holds about 80 %, not 95. `crossed_test` knows its degrees of freedom.
+    Items that are prompts: `mcnemar_exact` and `tango`. Several items a prompt: `sign_flip` of the prompts'
+    sums and the `paired_bootstrap`'s interval. The interval reaches 0 wherever p is above 1 - confidence.
     """
-    a, b = _arrays(a, b, ndim=2)
-    pairs = [_by_cluster(row, clusters) for row in a - b]
-    sums, sizes = np.stack([s for s, _ in pairs], axis=1), pairs[0][1]
-    n_seeds, per_seed = sums.shape[1], _resampled(sums, sizes, draws, seed)
-    weights = np.random.default_rng([seed, 1]).multinomial(n_seeds, [1 / n_seeds] * n_seeds, size=draws)
-    drawn = (per_seed * weights).sum(axis=1) / n_seeds
-    difference = float(sums.sum() / (n_seeds * sizes.sum()))
-    return Difference(difference, *_percentiles(drawn, confidence), _tail(drawn))
+    a, b = _arrays(a, b, ndim=1)
+    sums, sizes = _by_cluster(a - b, clusters)
+    if len(sums) == len(a):
+        only_a, only_b = int((a > b).sum()), int((a < b).sum())
+        ends = paired_interval(only_a, only_b, len(a), confidence)
+        return Difference((only_a - only_b) / len(a), *ends, mcnemar_exact(only_a, only_b))
+    difference, low, high, _ = paired_bootstrap(a, b, clusters, draws, seed, confidence)
+    p = sign_flip(sums)
+    return Difference(difference, *_agreeing(difference, low, high, p, len(sums), confidence), p)
 
 
-def crossed_test(a, b, clusters, confidence: float = 0.95) -> Crossed:
+def paired_interval(only_a: int, only_b: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """`tango`, made to reach 0 where `mcnemar_exact` finds nothing: being exact, it finds a little less."""
+    low, high = tango(only_a, only_b, n, confidence)
+    return _agreeing((only_a - only_b) / n, low, high, mcnemar_exact(only_a, only_b), n, confidence)
+
+
+# --- several seeds: prompts and seeds are both random ---------------------------------------------
+
+
+def crossed_test(a, b, clusters, confidence: float = 0.95, pooled: Seeds | None = None) -> Crossed:
     """mean(a) - mean(b) of [seeds, items] arrays, for a claim beyond these prompts and these seeds.
 
     Both are random effects, crossed (Clark, J. Verbal Learn. Verbal Behav. 12 (1973) 335): the mean over
     P prompts and S seeds has the variance (MS_prompts - MS_rest) / (P S), known well, plus
     MS_seeds / (P S), known by S - 1 degrees of freedom. Each part takes its own t, the half-width being
-    sqrt(t_P-1^2 v_prompts + t_S-1^2 v_seeds), which holds no less than it says (Banerjee, Sankhya 22 (1960)
+    sqrt(t_P-1^2 v_prompts + t_df^2 v_seeds), which holds no less than it says (Banerjee, Sankhya 22 (1960)
     359). p is the level at which that interval touches zero, and no less than `sign_flip` of the prompts,
     which is exact for few prompts too. A prompt's items enter by their sum, centred for its size.
+
+    a and b are paired by seed; one that has no seeds (a baseline) is [1, items]. pooled: what the seeds give
+    the mean according to all students (pool.py), in place of what the pair's own seeds say (`pool.known_by`).
     """
     a, b = _arrays(a, b, ndim=2)
     pairs = [_by_cluster(row, clusters) for row in a - b]
@@ -161,31 +172,30 @@ def crossed_test(a, b, clusters, confidence: float = 0.95) -> Crossed:
     rest = values - of_prompts - of_seeds[:, None]
     ms_prompts = n_seeds * (of_prompts**2).sum() / (n_prompts - 1)
     ms_rest = (rest**2).sum() / ((n_prompts - 1) * (n_seeds - 1))
-    ms_seeds = n_prompts * (of_seeds**2).sum() / (n_seeds - 1)
-    v_prompts = float(max(ms_prompts - min(ms_rest, ms_seeds), 0)) / values.size
-    parts = ((v_prompts, n_prompts - 1), (float(ms_seeds) / values.size, n_seeds - 1))
-    half = _reach(parts, 1 - confidence)
-    p = max(_level(parts, abs(mean)), sign_flip(sums.sum(axis=0)))
-    return Crossed(mean, mean - half, mean + half, p, parts)
+    own = float((of_seeds**2).sum() / (n_seeds - 1) / n_seeds)
+    seeds = known_by(own, n_seeds, pooled)
+    v_prompts = float(max(ms_prompts / values.size - min(ms_rest / values.size, seeds.variance), 0))
+    half = _reach(v_prompts, n_prompts, seeds, 1 - confidence)
+    p = max(_level(v_prompts, n_prompts, seeds, abs(mean)), sign_flip(sums.sum(axis=0)))
+    ends = _agreeing(mean, mean - half, mean + half, p, n_prompts, confidence)
+    return Crossed(mean, *ends, p, ((v_prompts, n_prompts - 1), *seeds.parts))
 
 
-def crossed_detectable(found: Crossed, alpha: float = 0.05, power: float = 0.8) -> float:
-    """`minimal_detectable_difference` of a `crossed_test`, for the variances it found; inf where none is."""
-    least = minimal_detectable_difference(found.parts[0][1] + 1, 0.0, alpha, power)
-    size = max(least, _reach(found.parts, alpha, power))
-    return size if size <= 1 else math.inf
+def _reach(v_prompts: float, n_prompts: int, seeds: Seeds, alpha: float) -> float:
+    """The half-width."""
+    return math.sqrt(v_prompts * t(alpha, n_prompts - 1) ** 2 + seeds.square(alpha))
 
 
-def _reach(parts, alpha: float, power: float = 0.5) -> float:
-    """sqrt of the sum of t^2 v, t of 1 - alpha/2 plus that of the power: by default the half-width."""
-    return math.sqrt(sum(v * (stats.t.isf(alpha / 2, df) + stats.t.ppf(power, df)) ** 2 for v, df in parts))
-
-
-def _level(parts, size: float) -> float:
+def _level(v_prompts: float, n_prompts: int, seeds: Seeds, size: float) -> float:
     """The alpha whose half-width `size` is; not below 1e-100."""
-    if size == 0 or _reach(parts, 1e-100) <= size:
+
+    def missing(log_alpha: float) -> float:
+        return _reach(v_prompts, n_prompts, seeds, math.exp(log_alpha)) - size
+
+    least = math.log(1e-100)
+    if size == 0 or missing(least) <= 0:
         return 1.0 if size == 0 else 1e-100
-    return math.exp(optimize.brentq(lambda x: _reach(parts, math.exp(x)) - size, math.log(1e-100), 0.0))
+    return math.exp(optimize.brentq(missing, least, 0.0))
 
 
 def sign_flip(differences) -> float:
@@ -206,6 +216,20 @@ def sign_flip(differences) -> float:
 
 
 # --- shared ---------------------------------------------------------------------------------------
+
+
+def _agreeing(difference, low, high, p, n_prompts, confidence) -> tuple[float, float]:
+    """(low, high), never of width 0 and never without 0 where p finds nothing; within -1 to 1.
+
+    Width 0 means that no prompt said anything of the variance: then as wide as `tango` is of two models
+    that never differ.
+    """
+    if high - low < 1e-12:
+        z2 = float(stats.norm.isf((1 - confidence) / 2)) ** 2
+        low, high = difference - z2 / (n_prompts + z2), difference + z2 / (n_prompts + z2)
+    if p > 1 - confidence:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return max(low, -1.0), min(high, 1.0)
 
 
 def _arrays(a, b, ndim: int) -> tuple[np.ndarray, np.ndarray]:

@@ -150,6 +150,18 @@ def penalty_words(generation: dict) -> str:
     return "" if penalty == 1 else f", tokens that were there already with a penalty of {penalty:g}"
 
 
+def letter_words(scores: dict) -> str:
+    """That some prompts are scored against a random letter, if any are; empty otherwise."""
+    keys = scores.get("random_letters") or []
+    if not keys:
+        return ""
+    which = f"Prompt {keys[0]}" if len(keys) == 1 else f"Prompts {', '.join(map(str, keys))}"
+    return (
+        f'{which}: the "letter" asked for is none, and IFEval\'s scorer counts a random one in its place '
+        "(here the same one for every row, strict and loose), so their verdicts say nothing about an answer."
+    )
+
+
 def markdown(
     rows,
     table,
@@ -180,6 +192,7 @@ def markdown(
         f"answered greedily with at most {generation.get('max_new_tokens')} tokens in "
         f"{generation.get('dtype')}{penalty_words(generation)}. Bold: the best trained student of a column, "
         "which says nothing about a difference; the verdict does.",
+        *filter(None, [letter_words(first)]),
         *notes,
         "95 % intervals: Wilson for prompts; bootstrap over prompts for instructions, which share a prompt "
         "(Wilson over prompts where all or none were followed).",

@@ -1,7 +1,8 @@
 """The teacher's last hidden states on disk: write, verify, read.
 
-Exact for every divergence and temperature at 2 d + 4 bytes per answer token in bf16, since the logits are
-rebuilt from them with the teacher's head, which is stored once. Layout below the cache's folder:
+Nothing is lost for any divergence or temperature at 2 d + 4 bytes per answer token in bf16, since the logits
+are rebuilt from them with the teacher's head, which is stored once. They are those of the cache's batches: in
+bfloat16 a live teacher, whose batches are others, rounds otherwise (live.py). Below the cache's folder:
 
     head.safetensors                 "head" [V, d], "cap" if its logits have a soft cap
     <part>/shard-00000.safetensors   "hidden" [n, d], "targets" [n] int32, "offsets" [rows + 1] int64

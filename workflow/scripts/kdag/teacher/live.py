@@ -11,7 +11,11 @@ from kdag.models.weights import weights_of
 
 
 class LiveTeacher:
-    """The live teacher in the place of its cache: the same states, computed anew for every batch."""
+    """The live teacher in the place of its cache: the same states, computed anew for every batch.
+
+    In float32 the losses are the same too. In bfloat16 a row's states depend a little on the batch that it is
+    in, which is another than the cache's: between the two lies a KL of 2e-6 to 3e-6 nats per token.
+    """
 
     keeps_rows, logits = False, None
 

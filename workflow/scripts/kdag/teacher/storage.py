@@ -10,7 +10,8 @@ dtype: whoever wants to encode in float32 gives a float32 head. `logits` gives t
 but float32 where log-probs were stored, as bf16 would round a tail of many equal numbers one way.
 
     scheme        parameters      bytes per token         exact
-    hidden        dtype           2 d in bf16             for every divergence and temperature
+    hidden        dtype           2 d in bf16             for every divergence and temperature,
+                                                          of the batches that the cache was written in
     hidden-int8   group           d + 2 d / group         no; the error is small and alike for all
     topk          k, tail, ...    6 k (+ 4 for a bucket)  no; see `encode_topk`
     logits        dtype           2 V in bf16             up to the dtype

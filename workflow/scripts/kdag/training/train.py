@@ -45,6 +45,8 @@ LOGGED = (
 # Of each step, for what the training cost: rows and all of their tokens, prompts too; tokens of the prompts
 # that the student answered for it.
 COUNTED = ("rows", "tokens", "asked_tokens")
+# transformers' names of the schedules; its own "constant" knows no warm-up.
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 # Processes that read the cache ahead; on a CPU they would take a core from the step.
 READERS = {"cuda": 1, "cpu": 0}
 
@@ -118,7 +120,7 @@ def train(
         per_device_train_batch_size=together[0],
         gradient_accumulation_steps=together[1],
         learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
+        lr_scheduler_type=SCHEDULES[settings.schedule],
         warmup_steps=settings.warmup_ratio,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,

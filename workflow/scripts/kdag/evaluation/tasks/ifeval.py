@@ -1,8 +1,9 @@
 """IFEval's score as a pure function of prompts and responses: no model, equal on every run.
 
 The checkers are lm-eval's (they equal Google's). They are random in two ways: langdetect is
-unseeded, and a `letter` outside a-z is replaced by a random one. Both are seeded here, for each
-document anew, so that a document's score depends on nothing but itself.
+unseeded, and a `letter` outside a-z is replaced by a random one (IFEval's keys 1122 and 1129, which ask
+for # and for !). Both are seeded here, for each document anew, so that a document's score depends on
+nothing but itself; and for strict and loose alike, so that both count the same letter.
 
 A document is {"key", "prompt", "instruction_id_list", "kwargs"}, with a dict of kwargs for each
 instruction. nltk, langdetect and lm-eval's checkers (no torch) are imported by the first call.
@@ -89,13 +90,14 @@ def _punkt_found() -> bool:
 
 @functools.cache
 def _checkers():
-    """(process_results, {instruction id: checker class}, task version) of lm-eval, seeded."""
+    """({level: its scorer}, InputExample, {instruction id: checker class}) of lm-eval, langdetect seeded."""
     use_nltk_data()
     import langdetect
     from lm_eval.tasks.ifeval import instructions_registry, utils
 
     langdetect.DetectorFactory.seed = SEED
-    return utils.process_results, instructions_registry.INSTRUCTION_DICT
+    scorers = {level: getattr(utils, f"test_instruction_following_{level}") for level in LEVELS}
+    return scorers, utils.InputExample, instructions_registry.INSTRUCTION_DICT
 
 
 # --- prompts --------------------------------------------------------------------------------------
@@ -151,7 +153,7 @@ def _check_instructions(doc: dict, where: str) -> None:
         raise UserError(f"{where}: instruction_id_list must be a list of one instruction or more")
     if not isinstance(kwargs_list, list) or len(kwargs_list) != len(ids):
         raise UserError(f"{where}: kwargs must be a list of {len(ids)}, one per instruction")
-    process_results, registry = _checkers()
+    _, _, registry = _checkers()
     for name, kwargs in zip(ids, kwargs_list, strict=True):
         if not isinstance(name, str) or name not in registry:
             raise UserError(f"{where}: unknown instruction {name!r}; known: {', '.join(registry)}")
@@ -167,7 +169,7 @@ def _check_instructions(doc: dict, where: str) -> None:
             if problem := _kwarg_problem(kwarg, value):
                 raise UserError(f"{where}, {name}: {kwarg} must be {problem}, got {value!r}")
     try:
-        _seeded(process_results, doc, "A probe.")
+        score_document(doc, "A probe.")
     except Exception as error:  # whatever a checker stumbles over is the row's fault
         raise UserError(f"{where}: cannot be scored: {type(error).__name__}: {error}") from error
 
@@ -189,18 +191,27 @@ def _kwarg_problem(kwarg: str, value) -> str | None:
 
 def score_document(doc: dict, response: str) -> dict[str, list[bool]]:
     """{"strict": [one verdict per instruction], "loose": the same} of one response."""
-    process_results, _ = _checkers()
-    result = _seeded(process_results, doc, response)
-    return {level: [bool(v) for v in result[f"inst_level_{level}_acc"]] for level in LEVELS}
+    scorers, example, _ = _checkers()
+    asked = example(**{field: doc[field] for field in ("key", "instruction_id_list", "prompt", "kwargs")})
+    return {level: _seeded(scorer, asked, response) for level, scorer in scorers.items()}
 
 
-def _seeded(process_results, doc: dict, response: str) -> dict:
+def _seeded(scorer, asked, response: str) -> list[bool]:
     state = random.getstate()
     random.seed(SEED)
     try:
-        return process_results(doc, [response])
+        return [bool(verdict) for verdict in scorer(asked, response).follow_instruction_list]
     finally:
         random.setstate(state)
+
+
+def random_letters(docs: list[dict]) -> list:
+    """The keys of the documents that ask for a "letter" outside a-z: a random one is counted in its place."""
+
+    def outside(letter: str | None) -> bool:
+        return letter is not None and (len(letter) > 1 or not "a" <= letter.lower() <= "z")
+
+    return [doc["key"] for doc in docs if any(outside(kwargs.get("letter")) for kwargs in doc["kwargs"])]
 
 
 def score(docs: list[dict], responses: list[dict]) -> dict:
@@ -233,6 +244,7 @@ def score(docs: list[dict], responses: list[dict]) -> dict:
         "task": "ifeval",
         "scorer": f"lm-eval {importlib.metadata.version('lm_eval')}, seed {SEED}",
         "prompts_sha256": prompt_set_hash(docs),
+        "random_letters": random_letters(docs),
         "responses_sha256": sha256_text("\0".join(row["response"] for row in responses)),
         **_accuracies(prompts),
         "metrics": metrics(prompts),
