@@ -120,7 +120,9 @@ def test_taid_follows_the_budget(tiny_models, frame, tokenizer, cache, tmp_path)
         load.load_model(tiny_models / "student", "float32", whole_rows=True),
         frame,
         settings=settings("tokens", 4, divergence="taid", divergence_params=moving),
-        objective=train.Objective(divergence("taid"), moving, 1.0, 1.0, True, False),
+        objective=train.Objective(
+            divergence=divergence("taid"), divergence_params=moving, kl_weight=1.0, use_ce=False
+        ),
         teacher=TeacherCache(cache, "train", frame, DATA),
         vocabulary=len(tokenizer),
         work=tmp_path,

@@ -53,6 +53,7 @@ def page(finished, tmp_path_factory):
         *("--intervals", folder / "report" / "intervals.csv"),
         *("--comparisons", folder / "report" / "comparisons.csv"),
         *("--tasks", folder / "report" / "tasks.csv"),
+        *("--closeness", folder / "report" / "closeness.csv"),
         *("--budget", folder / "report" / "budget.csv"),
         *("--verdict", folder / "report" / "verdict.md"),
         *("--notes", folder / "report" / "notes.md"),

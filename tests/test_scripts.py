@@ -161,6 +161,7 @@ def test_mixture_is_refused(finished, paths, tmp_path):
                 "fidelity-csv",
                 "tasks-csv",
                 "budget-csv",
+                "closeness",
                 "latex",
                 "intervals",
                 "comparisons",

@@ -23,6 +23,7 @@ rule aggregate:
         verdict="<results>/report/verdict.md",
         notes="<results>/report/notes.md",
         fidelity="<results>/report/fidelity.csv",
+        closeness="<results>/report/closeness.csv",
         budget="<results>/report/budget.csv",
         tasks="<results>/report/tasks.csv",
     log:
@@ -37,7 +38,7 @@ rule aggregate:
         " --manifests {input.manifests:q} --fidelity {input.fidelity:q} --tasks {input.tasks:q} --table {output.markdown:q} --csv {output.csv:q}"
         " --latex {output.latex:q} --intervals {output.intervals:q} --comparisons {output.comparisons:q}"
         " --seeds {output.seeds:q} --verdict {output.verdict:q} --notes {output.notes:q} --fidelity-csv {output.fidelity:q}"
-        " --budget-csv {output.budget:q} --tasks-csv {output.tasks:q}"
+        " --closeness {output.closeness:q} --budget-csv {output.budget:q} --tasks-csv {output.tasks:q}"
         " --log-file {log:q}"
 
 
@@ -53,6 +54,7 @@ rule write_report:
         intervals="<results>/report/intervals.csv",
         comparisons="<results>/report/comparisons.csv",
         tasks="<results>/report/tasks.csv",
+        closeness="<results>/report/closeness.csv",
         budget="<results>/report/budget.csv",
         verdict="<results>/report/verdict.md",
         notes="<results>/report/notes.md",
@@ -70,7 +72,7 @@ rule write_report:
         "python {input.code[0]:q} --config {params.config:q} --template {input.template:q}"
         " --scores {input.scores:q} --fidelity {input.fidelity:q} --training {input.training:q}"
         " --manifests {input.manifests:q} --intervals {input.intervals:q}"
-        " --comparisons {input.comparisons:q} --tasks {input.tasks:q} --budget {input.budget:q} --verdict {input.verdict:q} --notes {input.notes:q}"
+        " --comparisons {input.comparisons:q} --tasks {input.tasks:q} --closeness {input.closeness:q} --budget {input.budget:q} --verdict {input.verdict:q} --notes {input.notes:q}"
         " --plan {output.plan:q} --output {output.html:q} --log-file {log:q}"
 
 

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
+
 from kdag.files.atomic import write_text
 from kdag.files.manifest import read_manifest
 from kdag.files.records import recorded
 from kdag.files.seals import check_source, read_sealed
 from kdag.job import cli
-from kdag.report import answers, budget, comparisons, measures, table
+from kdag.report import answers, budget, closeness, comparisons, measures, table
 from kdag.report.verdict import verdict
 
 
@@ -30,6 +32,7 @@ def arguments():
         "--notes", type=Path, required=True, help="notes.md, written: answers that went wrong"
     )
     parser.add_argument("--fidelity-csv", type=Path, required=True, help="fidelity.csv, written")
+    parser.add_argument("--closeness", type=Path, required=True, help="closeness.csv, written")
     parser.add_argument("--budget-csv", type=Path, required=True, help="budget.csv, written")
     parser.add_argument("--tasks-csv", type=Path, required=True, help="tasks.csv, written")
     return parser
@@ -61,10 +64,10 @@ def main(args):
     items = measures.tested(rows, scores, tasks, primary)
     accuracies = table.accuracy_table(rows, scores)
     accuracies = accuracies.assign(**table.further(rows, further, lambda cell: cell["value"]))
-    closeness = table.fidelity_table(rows, fidelity)
+    measured = table.fidelity_table(rows, fidelity)
     write_text(args.csv, accuracies.to_csv(index=False))
     write_text(args.tasks_csv, further.to_csv(index=False))
-    write_text(args.fidelity_csv, closeness.to_csv(index=False))
+    write_text(args.fidelity_csv, measured.to_csv(index=False))
     cells = comparisons.intervals(rows, items, **resampling)
     tests = comparisons.compare(
         rows, items, settings["family"], primary=primary, alpha=settings["alpha"], **resampling
@@ -73,7 +76,11 @@ def main(args):
     trained = {model: read_manifest(path) for model, path in manifests.items()}
     budgets = budget.budget_table(rows, trained)
     uneven = budget.sentence(budgets, budget.equal(trained))
-    words = verdict(tests, settings["alpha"]) + (f"\n{uneven}\n" if uneven else "")
+    by_row = {model: np.array(found["by_row"]["forward_kl"]) for model, found in fidelity.items()}
+    near = closeness.compare(rows, by_row, settings["fidelity_family"], settings["alpha"])
+    said = [verdict(tests, settings["alpha"]).strip(), closeness.words(near, settings["alpha"]), uneven]
+    words = "\n\n".join(part for part in said if part) + "\n"
+    write_text(args.closeness, near.to_csv(index=False))
     write_text(args.budget_csv, budgets.to_csv(index=False))
     write_text(args.intervals, cells.to_csv(index=False))
     write_text(args.comparisons, tests.to_csv(index=False))
@@ -83,7 +90,7 @@ def main(args):
     notes = answers.notes(rows, scores, primary, items[primary], **resampling)
     write_text(args.notes, "".join(f"{note}\n\n" for note in notes))
     text = table.markdown(
-        rows, accuracies, cells, spread, closeness, words, scores, further, tasks, notes, primary, budgets
+        rows, accuracies, cells, spread, measured, words, scores, further, tasks, notes, primary, budgets
     )
     write_text(args.table, text)
 

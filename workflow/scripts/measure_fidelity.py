@@ -56,12 +56,14 @@ def main(args):
 
     untrained = states_and_head(args.untrained)
     student = untrained if args.model == args.untrained else states_and_head(args.model)
+    targets = [answer_tokens(row) for row in frame["targets"]]
     measures = fidelity(
         *student,
         torch.cat([cache.row(i)["hidden"] for i in range(len(frame))]),
         cache.head.to(load.device()),
         untrained,
-        torch.from_numpy(np.concatenate([*map(answer_tokens, frame["targets"])])).long(),
+        torch.from_numpy(np.concatenate(targets)).long(),
+        [len(row) for row in targets],
         caps=(caps["student"], cache.cap),
     )
     inputs = {

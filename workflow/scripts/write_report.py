@@ -35,6 +35,7 @@ def arguments():
     parser.add_argument("--intervals", type=Path, required=True)
     parser.add_argument("--comparisons", type=Path, required=True)
     parser.add_argument("--tasks", type=Path, required=True, help="tasks.csv")
+    parser.add_argument("--closeness", type=Path, required=True, help="closeness.csv")
     parser.add_argument("--budget", type=Path, required=True, help="budget.csv")
     parser.add_argument("--verdict", type=Path, required=True)
     parser.add_argument("--notes", type=Path, required=True, help="notes.md of the table")
@@ -71,6 +72,7 @@ def main(args):
         cells=pd.read_csv(args.intervals),
         comparisons=pd.read_csv(args.comparisons),
         tasks=pd.read_csv(args.tasks),
+        closeness=pd.read_csv(args.closeness).to_dict("records"),
         budget=page.budgets(pd.read_csv(args.budget), results / "benchmarks"),
         verdict=page.blocks(args.verdict.read_text(encoding="utf-8")),
         notes=args.notes.read_text(encoding="utf-8").split("\n\n")[:-1],

@@ -16,6 +16,7 @@ RESERVED = (*FIXED, SFT)  # names that no strategy can take
 # What `statistics.family` may name: the row that each trained student then meets; `strategies`: each other.
 OPPONENTS = {"untrained": STUDENT_UNTRAINED, "sft": SFT, "teacher": TEACHER}
 FAMILY = (*OPPONENTS, "strategies")
+FIDELITY_FAMILY = ("untrained", "sft", "strategies")  # the teacher is what they are close to
 
 
 def student_ids(config) -> dict[str, tuple[str, int]]:

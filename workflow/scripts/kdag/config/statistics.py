@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from kdag.config.metrics import PRIMARY
-from kdag.config.roster import FAMILY
+from kdag.config.roster import FAMILY, FIDELITY_FAMILY
 from kdag.config.section import Number, Section
 
 
@@ -21,6 +21,11 @@ class Statistics(Section):
         list(FAMILY),
         min_length=1,
         description="every trained student against these, and the strategies among each other",
+    )
+    fidelity_family: list[Literal[FIDELITY_FAMILY]] = Field(
+        ["sft", "strategies"],
+        description="the same for a second question: which student is closest to its teacher on the held-out "
+        "rows; empty: it is not tested",
     )
     alpha: Number = Field(0.05, gt=0, lt=1, description="chance of any false finding in the whole family")
     draws: int = Field(10_000, ge=1000, description="bootstrap draws")

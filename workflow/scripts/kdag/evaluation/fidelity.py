@@ -40,11 +40,19 @@ def calibration_error(confidence: torch.Tensor, correct: torch.Tensor) -> float:
 
 @torch.inference_mode()
 def fidelity(
-    student_hidden, student_head, teacher_hidden, teacher_head, untrained, targets, caps=(None, None)
+    student_hidden,
+    student_head,
+    teacher_hidden,
+    teacher_head,
+    untrained,
+    targets,
+    row_lengths,
+    caps=(None, None),
 ) -> dict:
     """Means over N tokens. *_hidden [N, d], *_head [V, d]; untrained: (hidden, head); targets [N].
 
-    caps: the soft caps of the student's and the teacher's logits.
+    row_lengths: the tokens of each row, whose own means are by_row. caps: the soft caps of the student's and
+    the teacher's logits.
     """
     pieces = []
     for start in range(0, len(targets), CHUNK):
@@ -61,7 +69,9 @@ def fidelity(
     tokens = {name: torch.cat([piece[name].cpu() for piece in pieces]) for name in pieces[0]}
     confidence, correct = tokens.pop("confidence"), tokens.pop("correct")
     means = {name: float(values.double().mean()) for name, values in tokens.items()}
+    by_row = [float(row.double().mean()) for row in tokens["forward_kl"].split(row_lengths)]
     return means | {
+        "by_row": {"forward_kl": by_row, "tokens": row_lengths},
         "accuracy": float(correct.double().mean()),
         "calibration_error": calibration_error(confidence, correct),
         "tokens": len(targets),

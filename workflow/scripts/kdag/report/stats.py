@@ -161,6 +161,36 @@ def crossed_test(a, b, clusters, confidence: float = 0.95, pooled: Seeds | None 
     a and b are paired by seed; one that has no seeds (a baseline) is [1, items]. pooled: what the seeds give
     the mean according to all students (pool.py), in place of what the pair's own seeds say (`pool.known_by`).
     """
+    found = crossed_means(a, b, clusters, pooled)
+    mean, half, n_prompts = found.mean, found.reach(1 - confidence), found.n_prompts
+    p = max(found.level(), sign_flip(found.sums))
+    ends = _agreeing(mean, mean - half, mean + half, p, n_prompts, confidence)
+    return Crossed(mean, *ends, p, ((found.v_prompts, n_prompts - 1), *found.seeds.parts))
+
+
+class Means(NamedTuple):
+    """A mean difference over prompts and seeds, and what its variance comes from."""
+
+    mean: float
+    sums: np.ndarray  # of each prompt, over seeds and items
+    v_prompts: float
+    n_prompts: int
+    seeds: Seeds
+
+    def reach(self, alpha: float) -> float:
+        """The half-width of the interval that leaves alpha out."""
+        return math.sqrt(self.v_prompts * t(alpha, self.n_prompts - 1) ** 2 + self.seeds.square(alpha))
+
+    def level(self) -> float:
+        """The alpha whose interval touches 0; not below 1e-100."""
+        size, least = abs(self.mean), math.log(1e-100)
+        if size == 0 or self.reach(math.exp(least)) <= size:
+            return 1.0 if size == 0 else 1e-100
+        return math.exp(optimize.brentq(lambda x: self.reach(math.exp(x)) - size, least, 0.0))
+
+
+def crossed_means(a, b, clusters, pooled: Seeds | None = None) -> Means:
+    """What `crossed_test` decides by; of any numbers, not only of right and wrong."""
     a, b = _arrays(a, b, ndim=2)
     pairs = [_by_cluster(row, clusters) for row in a - b]
     sums, sizes = np.stack([s for s, _ in pairs]), pairs[0][1]
@@ -175,27 +205,7 @@ def crossed_test(a, b, clusters, confidence: float = 0.95, pooled: Seeds | None 
     own = float((of_seeds**2).sum() / (n_seeds - 1) / n_seeds)
     seeds = known_by(own, n_seeds, pooled)
     v_prompts = float(max(ms_prompts / values.size - min(ms_rest / values.size, seeds.variance), 0))
-    half = _reach(v_prompts, n_prompts, seeds, 1 - confidence)
-    p = max(_level(v_prompts, n_prompts, seeds, abs(mean)), sign_flip(sums.sum(axis=0)))
-    ends = _agreeing(mean, mean - half, mean + half, p, n_prompts, confidence)
-    return Crossed(mean, *ends, p, ((v_prompts, n_prompts - 1), *seeds.parts))
-
-
-def _reach(v_prompts: float, n_prompts: int, seeds: Seeds, alpha: float) -> float:
-    """The half-width."""
-    return math.sqrt(v_prompts * t(alpha, n_prompts - 1) ** 2 + seeds.square(alpha))
-
-
-def _level(v_prompts: float, n_prompts: int, seeds: Seeds, size: float) -> float:
-    """The alpha whose half-width `size` is; not below 1e-100."""
-
-    def missing(log_alpha: float) -> float:
-        return _reach(v_prompts, n_prompts, seeds, math.exp(log_alpha)) - size
-
-    least = math.log(1e-100)
-    if size == 0 or missing(least) <= 0:
-        return 1.0 if size == 0 else 1e-100
-    return math.exp(optimize.brentq(missing, least, 0.0))
+    return Means(mean, sums.sum(axis=0), v_prompts, n_prompts, seeds)
 
 
 def sign_flip(differences) -> float:

@@ -6,7 +6,7 @@ import pandas as pd
 
 from kdag.config.roster import SFT
 from kdag.report.pool import LEVEL, SEEDS
-from kdag.report.words import listed, named
+from kdag.report.words import listed, named, p_value
 
 
 def verdict(comparisons: pd.DataFrame, alpha: float = 0.05) -> str:
@@ -70,7 +70,7 @@ def _finding(row: dict) -> str:
         size, low, high, word = -size, -high, -low, "worse"
     return (
         f"{named(row['a'])} is {word} than {named(row['b'])}: {size:.1f} points "
-        f"(95 % interval {low:.1f} to {high:.1f}, adjusted p {_p(row['p_holm'])})."
+        f"(95 % interval {low:.1f} to {high:.1f}, adjusted p {p_value(row['p_holm'])})."
     )
 
 
@@ -126,7 +126,7 @@ def _alone(rest: pd.DataFrame, alpha: float, comparisons: int) -> list[str]:
     if near.empty:
         return []
     whose, they = ("its", "it is") if len(near) == 1 else ("their", "they are")
-    values = listed([f"p {_p(p)}" for p in near["p"]])
+    values = listed([f"p {p_value(p)}" for p in near["p"]])
     return [
         f"On {whose} own {listed(list(near['pair']))} would be significant ({values}); "
         f"among {comparisons} comparisons {they} not."
@@ -194,10 +194,6 @@ def _method(tested: pd.DataFrame, alpha: float) -> str:
             1, "What could have been detected is meant for the correction's first and strictest step."
         )
     return " ".join(said)
-
-
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -15,6 +15,10 @@ def code(name: str) -> str:
     return "`" + re.sub(r"[`<>|\s]+", " ", name).strip() + "`"
 
 
+def p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
 def listed(names: list[str]) -> str:
     """a, b and c."""
     *first, last = names

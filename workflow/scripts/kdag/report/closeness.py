@@ -1,0 +1,135 @@
+"""Which student is closest to its teacher: a second question, tested apart from the scores.
+
+The units are the held-out rows, each with the mean forward KL of its answer tokens, teacher to student, in
+nats. A few dozen rows tell students apart whose scores a few hundred prompts do not: a KL is a number, and a
+score is right or wrong. It is no substitute for them, since a closer student need not score higher.
+"""
+
+import math
+
+import numpy as np
+import pandas as pd
+from scipy import stats as distributions
+from statsmodels.stats.power import TTestPower
+
+from kdag.job.errors import UserError
+from kdag.report import stats
+from kdag.report.comparisons import groups, pairs
+from kdag.report.pool import pool
+from kdag.report.words import listed, named, p_value
+
+COLUMNS = ["family", "a", "b", "seeds", "rows", "kl_a", "kl_b", "difference", "low", "high"]
+COLUMNS += ["seed_variance", "p", "p_holm", "detectable"]
+POWER = 0.8
+
+
+def compare(rows: list[dict], by_row: dict[str, np.ndarray], family: list[str], alpha: float) -> pd.DataFrame:
+    """closeness.csv: a line per pair of the family. by_row: {model: mean forward KL of each row}.
+
+    One training seed: a paired t-test over the rows. Several: rows and seeds are both random, as in
+    `stats.crossed_test`, the variance between seeds pooled over the students where it can be. difference is
+    a - b in nats: below 0 a is closer. p_holm is over this family alone. detectable: the smallest difference
+    that one seed's test would have found with 80 % power at Holm's strictest step.
+    """
+    declared = pairs(rows, family) if family else []
+    known = groups(rows)
+    together = _pool(known, by_row)
+    found = [
+        {"family": member, "a": a, "b": b}
+        | _compare_pair(known, by_row, a, b, together and together.of_mean(a, b), alpha / len(declared))
+        for member, a, b in declared
+    ]
+    table = pd.DataFrame(found, columns=COLUMNS)
+    table["p_holm"] = stats.holm(table["p"].astype(float))
+    return table
+
+
+def _pool(known, by_row):
+    students = {name: group for name, group in known.items() if None not in group}
+    if not students:
+        return None
+    return pool(
+        {
+            name: np.array([by_row[group[seed]].mean() for seed in sorted(group)])
+            for name, group in students.items()
+        }
+    )
+
+
+def _compare_pair(known, by_row, a: str, b: str, pooled, alpha: float) -> dict:
+    """One line. pooled: of `Pool.of_mean`; alpha: of Holm's first step."""
+    one, other = (
+        np.stack([by_row[group[seed]] for seed in sorted(group, key=str)]) for group in (known[a], known[b])
+    )
+    if one.shape[1] != other.shape[1] or one.shape[1] < 2:
+        raise UserError(f"{a} and {b}: two held-out rows at least, and the same for both, are needed")
+    seeds = sorted((known[a].keys() | known[b].keys()) - {None})
+    line = {"seeds": " ".join(map(str, seeds)), "rows": one.shape[1]}
+    line |= {"kl_a": one.mean(), "kl_b": other.mean(), "difference": one.mean() - other.mean()}
+    if len(seeds) < 2:
+        found = distributions.ttest_rel(one[0], other[0])
+        low, high = found.confidence_interval(0.95)
+        sd = float((one[0] - other[0]).std(ddof=1))
+        size = TTestPower().solve_power(nobs=one.shape[1], alpha=alpha, power=POWER)
+        p = 1.0 if math.isnan(found.pvalue) else float(found.pvalue)  # nan: no row differs at all
+        return line | {"low": low, "high": high, "p": p, "detectable": float(size) * sd}
+    found = stats.crossed_means(one, other, np.arange(one.shape[1]), pooled)
+    half = found.reach(0.05)
+    between = "pooled" if pooled and len(pooled.parts) == 1 else "own"
+    return line | {
+        **{"low": found.mean - half, "high": found.mean + half, "p": found.level()},
+        "seed_variance": between,
+    }
+
+
+def words(table: pd.DataFrame, alpha: float) -> str:
+    """Markdown, to stand behind the verdict; empty if nothing was tested."""
+    if table.empty:
+        return ""
+    first = table.iloc[0]
+    seeds = first["seeds"].split()
+    lines = [f"- {said}" for said in _found(table, alpha)]
+    rest = table[table["p_holm"] > alpha]
+    if not rest.empty:
+        lines.append(f"- {_not_found(rest, len(rest) == len(table))}")
+    how = "a paired t-test" if len(seeds) == 1 else "a test with rows and seeds both random"
+    many = f"{len(table)} comparisons in a family of their own, Holm's correction"
+    return "\n\n".join(
+        [
+            "Which student is closest to its teacher? A second question, asked apart from the scores.",
+            "\n".join(lines),
+            f"Tested: forward KL to the fine-tuned teacher, in nats per answer token, on {first['rows']:,} "
+            f"held-out rows by {how}, {'one comparison' if len(table) == 1 else many}, {100 * alpha:g} %. "
+            "A closer student need not score higher.",
+        ]
+    )
+
+
+def _found(table: pd.DataFrame, alpha: float) -> list[str]:
+    """A sentence for each student that is closer than others, the closest first."""
+    closer = {}
+    for row in table[table["p_holm"] <= alpha].to_dict("records"):
+        near, far = (row["a"], row["b"]) if row["difference"] < 0 else (row["b"], row["a"])
+        low, high = sorted(abs(end) for end in (row["low"], row["high"]))
+        text = (
+            f"{named(far)} by {abs(row['difference']):.2g} nats (95 % interval {low:.2g} to {high:.2g}, "
+            f"adjusted p {p_value(row['p_holm'])})"
+        )
+        kl = row["kl_a"] if near == row["a"] else row["kl_b"]
+        closer.setdefault((kl, near), []).append(text)
+    return [
+        f"{named(near)} is closer to the teacher than {listed(texts)}."
+        for (_, near), texts in sorted(closer.items())
+    ]
+
+
+def _not_found(rest: pd.DataFrame, everywhere: bool) -> str:
+    pairs_ = [f"{named(a)} and {named(b)}" for a, b in zip(rest["a"], rest["b"], strict=True)]
+    which = "any two of them" if everywhere and len(rest) > 1 else listed(pairs_)
+    text = f"No significant difference between {which}"
+    if rest["detectable"].notna().all():
+        size, count = rest["detectable"].max(), rest["rows"].iloc[0]
+        text += f"; with {count:,} rows we could have detected {size:.2g} nats or more (80 % power)"
+    most = max(-rest["low"].min(), rest["high"].max())
+    allowed = "The 95 % intervals allow" if len(rest) > 1 else "The 95 % interval allows"
+    return f"{text}. {allowed} differences of up to {most:.2g} nats; that is not evidence of equality."
