@@ -107,8 +107,8 @@ def lowered(primary: str, items: dict[str, Items], draws: int, seed: int) -> str
     if own.mean() >= base.mean():
         return ""
     found = stats.paired_test(own, base, prompts, draws, seed)
-    by_prompt = len(set(prompts)) == len(prompts)
-    p, test = found.p, "McNemar's exact test" if by_prompt else "an exact sign-flip test"
+    p, of_prompts = found.p, len(set(prompts)) == len(prompts)
+    test = "McNemar's exact test" if of_prompts else "an exact sign-flip test"
     return (
         f"The fine-tuned teacher scores lower than the untrained one: {own.mean():.4f} and {base.mean():.4f} "
         f"(`{primary}`), {100 * found.difference:.1f} points (95 % interval {100 * found.low:.1f} to "

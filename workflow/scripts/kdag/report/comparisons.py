@@ -122,13 +122,13 @@ def _pool(known: dict[str, dict], items: dict[str, Items]) -> Pool | None:
 
 def _compare_pair(a, b, known, items, together: Pool | None, alphas, draws, seed) -> dict:
     """One line. alphas: the levels of the test alone and in the family; None of a metric that describes."""
-    groups_ = known[a], known[b]
-    seeds = sorted((groups_[0].keys() | groups_[1].keys()) - {None})
-    for group in groups_:
+    both = known[a], known[b]
+    seeds = sorted((both[0].keys() | both[1].keys()) - {None})
+    for group in both:
         if None not in group and sorted(group) != seeds:
             raise UserError(f"{', '.join(group.values())}: not trained with all of the seeds {seeds}")
-    right_a, right_b = (_stacked(group, seeds, items) for group in groups_)
-    documents = items[next(iter(groups_[0].values()))].documents
+    right_a, right_b = (_stacked(group, seeds, items) for group in both)
+    documents = items[next(iter(both[0].values()))].documents
     by_seed = 100 * (right_a - right_b).mean(axis=1)
     only_a, only_b = int((right_a > right_b).sum()), int((right_a < right_b).sum())
     if len(seeds) < 2:
@@ -147,7 +147,7 @@ def _compare_pair(a, b, known, items, together: Pool | None, alphas, draws, seed
             "left_out": " ".join(left_out),
         }
         students = sum(None not in group for group in known.values())
-        runs = power.Runs(students, len(seeds), sum(None not in group for group in groups_))
+        runs = power.Runs(students, len(seeds), sum(None not in group for group in both))
         shown = {} if left_out else _shown_by_several(result, together, runs, alphas)
     line = {
         "seeds": " ".join(map(str, seeds)),
