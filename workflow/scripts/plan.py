@@ -20,6 +20,7 @@ from kdag.planning import devices, planner
 from kdag.planning.devices import GIB
 from kdag.planning.expected import counted
 from kdag.planning.shapes import Shape
+from kdag.report import foresight
 
 
 def arguments():
@@ -100,8 +101,8 @@ def table(plan: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def described(plan, total, device, tokens, few: tuple[str, str] | None) -> str:
-    """few: of `planner.too_few_steps`."""
+def described(plan, total, device, tokens, few: tuple[str, str] | None, evidence: list[str]) -> str:
+    """few: of `planner.too_few_steps`; evidence: of `foresight.told`."""
     train = tokens["train"]
     rows = "as counted" if tokens["counted"] else "assumed (means of Alpaca)"
     lines = [table(plan), ""]
@@ -112,6 +113,8 @@ def described(plan, total, device, tokens, few: tuple[str, str] | None) -> str:
         f"{train['answers'] / train['rows']:.0f} of them answer, {rows}; the longest {tokens['longest']}",
         f"prompts: {tokens['prompts']}, answers of {tokens['generated']['teacher']} (teacher) and "
         f"{tokens['generated']['student']} (student) tokens in the mean, assumed",
+        "",
+        *evidence,
         "",
         "assumed:",
         *(f"  {line}" for line in devices.assumptions(device)),
@@ -141,7 +144,7 @@ def main(args):
     plan = planner.plan(config, teacher, student, device, tokens)
     total = totals(plan, teacher, student)
     few = planner.too_few_steps(config, tokens["train"]["rows"])
-    print(described(plan, total, device, tokens, few))
+    print(described(plan, total, device, tokens, few, foresight.told(config)))
     if args.output:
         assumed = devices.assumptions(device)
         write_json(
