@@ -27,7 +27,7 @@ def tasks_of(config: Config) -> dict[str, int]:
     """{task: its items}, of those whose number the configuration says."""
     found = {"IFEval": min(config.evaluation.limit or PROMPTS, PROMPTS)}
     for name, task in config.evaluation.tasks.items():
-        if items := task.items or task.limit:
+        if items := task.items if task.generator else task.limit:
             found[name] = items
     return found
 
@@ -67,6 +67,20 @@ def seeds_for(wanted: float, items: int, students: int, alpha: float) -> int | N
     return next(enough, None)
 
 
+def ways(wanted: float, items: int, seeds: int, students: int, alpha: float) -> str:
+    """What would have to be added to see a difference."""
+    more, by_seeds = items_for(wanted, seeds, students, alpha), seeds_for(wanted, items, students, alpha)
+    if more and more <= items:
+        return "is seen as it is"
+    found = [f"{more:,} items" if more else "", f"{by_seeds} seeds on these items" if by_seeds else ""]
+    if any(found):
+        return " or ".join(filter(None, found))
+    for count in range(max(3, seeds + 1), MOST_SEEDS + 1):
+        if more := items_for(wanted, count, students, alpha):
+            return f"{more:,} items and {count} seeds"
+    return f"more than {MOST_SEEDS} seeds"
+
+
 def told(config: Config) -> list[str]:
     """Lines for `make plan`."""
     seeds, students = len(config.seeds), len(config.strategies) + 1
@@ -87,11 +101,7 @@ def told(config: Config) -> list[str]:
         return lines
     lines.append(f"  to see of {which}, among {declared} comparisons:")
     for wanted in WANTED:
-        more = items_for(wanted, seeds, students, family)
-        by_seeds = seeds_for(wanted, items, students, family)
-        ways = [f"{more:,} items" if more else "", f"{by_seeds} seeds on these items" if by_seeds else ""]
-        said = "is seen as it is" if more and more <= items else " or ".join(filter(None, ways))
-        lines.append(f"    {100 * wanted:g} points: {said or 'more items and more seeds'}")
+        lines.append(f"    {100 * wanted:g} points: {ways(wanted, items, seeds, students, family)}")
     if which == "IFEval":
         lines.append(f"  (IFEval has {PROMPTS} prompts; a further task brings more)")
     return lines
