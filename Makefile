@@ -5,7 +5,7 @@ BIN := .venv/bin
 LOCKED := -r envs/constraints.txt -r envs/requirements-demo.txt -r envs/requirements-ifbench.txt \
   -r envs/requirements-reasoning.txt
 
-.PHONY: help install demo demo-methods test lint schema clean fidelity test-faults bench audit evidence lock advisories test-slurm orphans test-gpu test-unsloth bench-gpu doctor status run adopt plan publish
+.PHONY: help install why demo demo-methods test lint schema clean fidelity test-faults bench audit evidence lock advisories test-slurm orphans test-gpu test-unsloth bench-gpu doctor status run adopt plan publish
 .DEFAULT_GOAL := help
 CONFIG ?= config.yaml
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
@@ -53,6 +53,9 @@ plan: install ## memory, disk and hours of every stage of CONFIG on DEVICE=H200,
 
 status: ## what of CONFIG is done, running, failed, waiting, also next to a run; the last line of each log
 	@$(BIN)/python workflow/scripts/status.py --config $(CONFIG)
+
+why: install ## why did distilling not help? what the evidence of CONFIG points to, or that it is unknown
+	@$(BIN)/python workflow/scripts/why.py --config $(CONFIG)
 
 run: install ## make run CONFIG=mine.yaml [PROFILE=slurm] [ARGS=...]: check, unlock after a kill, run, or go on
 	@$(BIN)/python workflow/scripts/run.py --config $(CONFIG) $(if $(PROFILE),--profile $(PROFILE)) -- $(ARGS)
