@@ -539,11 +539,12 @@ def test_an_estimate_of_few_seeds_prints_no_number():
 
 def test_what_seeds_could_have_detected_is_the_power_of_the_crossed_test():
     """Normal differences of known variances: four in five runs find it, with those that leave one out."""
-    rng, runs = np.random.default_rng(8), power.Runs(5, 3, 2)
-    size = power.detectable_over_seeds(2e-4, 3e-4, 10, runs, 541).size
+    rng, runs, variance = np.random.default_rng(8), power.Runs(5, 3, 2), 1e-4
+    pooled = variance * power._shown(runs)  # what such runs say of it
+    size = power.detectable_over_seeds(2e-4, pooled, 10, runs, 541).size
     found = 0
     for _ in range(1500):
-        students = rng.normal(scale=math.sqrt(3e-4), size=(5, 3))
+        students = rng.normal(scale=math.sqrt(variance), size=(5, 3))
         seeds = pool.pool({str(k): student for k, student in enumerate(students)}).of_mean("0", "1")
         pair = students[0] - students[1]
         seeds = pool.known_by(np.var(pair, ddof=1) / 3, 3, seeds)

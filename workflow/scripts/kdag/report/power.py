@@ -102,11 +102,13 @@ def detectable_over_seeds(
     """The smallest difference that `stats.crossed_test` finds with this power in such runs.
 
     v_prompts: what the prompts give the variance of the difference; v_seeds: the variance between seeds of
-    one student, known by df degrees of freedom. Other runs estimate it anew, and by chance leave a student
-    out of the pool: that belongs to the power. None if the limits are more than SPREAD apart.
+    one student as the pool says, or the pair if there is no pool, known by df degrees of freedom. Other runs
+    estimate it anew, and by chance leave a student out of the pool: that belongs to the power, and a pool
+    without those that vary most is too small (`_shown`). None if the limits are more than SPREAD apart.
     """
     least = detectable(n_prompts, 0.0, alpha, power)  # of variances that are 0 the sign-flip test decides
     of_prompts, squares = v_prompts * pool.t(alpha, n_prompts - 1) ** 2, _squares(runs, alpha)
+    v_seeds /= _shown(runs)
 
     def solved(variance: float) -> float:
         halves = np.sqrt(of_prompts + variance * squares)
@@ -126,17 +128,28 @@ def detectable_over_seeds(
 @functools.lru_cache(maxsize=64)
 def _squares(runs: Runs, alpha: float) -> np.ndarray:
     """[REPLAYS]: the seeds' part of the half-width squared, if each student's variance is 1."""
-    return np.array([seeds.square(alpha) for seeds in _replayed(runs)])
+    found = []
+    for students, together in _replayed(runs.n_students, runs.n_seeds):
+        pair = students[0] - students[1] if runs.with_seeds == 2 else students[0]
+        pooled = together and together.of_mean("0", "1" if runs.with_seeds == 2 else "")
+        own = float(np.var(pair, ddof=1)) / runs.n_seeds
+        found.append(pool.known_by(own, runs.n_seeds, pooled).square(alpha))
+    return np.array(found)
 
 
 @functools.lru_cache(maxsize=16)
-def _replayed(runs: Runs) -> list[pool.Seeds]:
-    """What the test takes the seeds for in REPLAYS runs whose students all vary alike."""
-    drawn = np.random.default_rng(0).normal(size=(REPLAYS, runs.n_students, runs.n_seeds))
-    found = []
-    for students in drawn:
-        together = pool.pool({str(number): student for number, student in enumerate(students)})
-        pair = students[0] - students[1] if runs.with_seeds == 2 else students[0]
-        pooled = together and together.of_mean("0", "1" if runs.with_seeds == 2 else "")
-        found.append(pool.known_by(float(np.var(pair, ddof=1)) / runs.n_seeds, runs.n_seeds, pooled))
-    return found
+def _shown(runs: Runs) -> float:
+    """The mean variance of pools that hold the pair, if each student's variance is 1."""
+    pair = {"0", "1"} if runs.with_seeds == 2 else {"0"}
+    pools = [together for _, together in _replayed(runs.n_students, runs.n_seeds) if together]
+    return float(np.mean([each.variance for each in pools if pair <= set(each.students)])) if pools else 1.0
+
+
+@functools.lru_cache(maxsize=8)
+def _replayed(n_students: int, n_seeds: int) -> list[tuple[np.ndarray, pool.Pool | None]]:
+    """(seeds of each student, the pool of them) in REPLAYS runs whose students all vary alike."""
+    drawn = np.random.default_rng(0).normal(size=(REPLAYS, n_students, n_seeds))
+    return [
+        (students, pool.pool({str(number): each for number, each in enumerate(students)}))
+        for students in drawn
+    ]
