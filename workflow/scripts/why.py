@@ -160,10 +160,9 @@ def table(found: why.Evidence) -> str:
             *lines,
             "",
             f"teacher: strict accuracy {found.teacher_accuracy:.4f}, NLL {found.teacher_nll:.3f} nats per "
-            "token "
-            f"of the held-out answers; untrained student: {found.untrained_nll:.3f}",
-            "|CE|, |D|: sizes of the weighted gradients at the untrained student's hidden states; cosine: "
-            "between",
+            f"token of the held-out answers; untrained student: {found.untrained_nll:.3f}",
+            "|CE|, |D|: sizes of the weighted gradients at the untrained student's hidden states; "
+            "cosine: between",
             "them; T entropy: the teacher's at the strategy's temperature, as a share of a uniform "
             "distribution's",
         ]

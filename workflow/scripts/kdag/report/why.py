@@ -75,21 +75,17 @@ def of_rows(found: Evidence) -> list[str]:
     if rows.shifted > SHIFTED:
         said.append(
             f"The labels are shifted: {100 * rows.shifted:.0f} % of the learned targets are not the token "
-            "that "
-            "follows. "
-            "Every model learns something else than its answers."
+            "that follows. Every model learns something else than its answers."
         )
     if rows.control > CONTROL:
         said.append(
             f"The prompt is in the loss: {100 * rows.control:.1f} % of the learned targets are control "
-            "tokens of the "
-            "template that end no answer, so questions and roles are learned too."
+            "tokens of the template that end no answer, so questions and roles are learned too."
         )
     elif rows.unended > UNENDED and rows.shifted <= SHIFTED:
         said.append(
             f"{100 * rows.unended:.0f} % of the rows learn no token that ends an answer: the mask may be "
-            "shifted, or "
-            "answers were cut (`data.overlong`). Students then do not learn to stop."
+            "shifted, or answers were cut (`data.overlong`). Students then do not learn to stop."
         )
     return said
 
@@ -102,12 +98,9 @@ def of_teacher(found: Evidence) -> list[str]:
     rider = ", although it scores higher" if better else " and scores no higher"
     return [
         "The teacher is worse than the student it teaches: on the held-out answers it has "
-        f"{found.teacher_nll:.2f} "
-        f"nats per token, the student that was fine-tuned without it {sft.nll:.2f}{rider}. What pulls "
-        "towards it "
-        "pulls away from the answers. Look at `teacher_training` (`learning_rate`, `epochs`), or take a "
-        "better "
-        "teacher."
+        f"{found.teacher_nll:.2f} nats per token, the student that was fine-tuned without it "
+        f"{sft.nll:.2f}{rider}. What pulls towards it pulls away from the answers. Look at "
+        "`teacher_training` (`learning_rate`, `epochs`), or take a better teacher."
     ]
 
 
@@ -119,9 +112,8 @@ def of_rate(found: Evidence) -> list[str]:
     one = len(lost) == 1
     return [
         f"{who} {'is' if one else 'are'} worse after the training than before, or the loss rose: the "
-        "learning "
-        "rate is too high for it, or the numbers overflow. Look at `learning_rate` (a third of it), "
-        "`warmup_ratio`, `dtype`."
+        "learning rate is too high for it, or the numbers overflow. Look at `learning_rate` (a third of "
+        "it), `warmup_ratio`, `dtype`."
     ]
 
 
@@ -131,12 +123,9 @@ def of_temperature(found: Evidence) -> list[str]:
         return []
     return [
         f"The temperature flattens the teacher of {listed([named(s.name) for s in flat])}: its entropy "
-        "there is "
-        f"{100 * min(s.pull.entropy for s in flat):.1f} % of that of a uniform distribution "
+        f"there is {100 * min(s.pull.entropy for s in flat):.1f} % of that of a uniform distribution "
         f"({100 * max(s.pull.entropy_at_1 for s in flat):.0f} % at temperature 1), so hardly anything of "
-        "what it "
-        "thinks is "
-        "left. Look at `temperature`: 1 or 2."
+        "what it thinks is left. Look at `temperature`: 1 or 2."
     ]
 
 
@@ -152,7 +141,8 @@ def of_balance(found: Evidence) -> list[str]:
             which = "divergence" if pull.divergence < pull.ce else "cross-entropy"
             said.append(
                 f"Of {named(student.name)} the {which} hardly counts: its weighted gradient is "
-                f"{100 * small / large:.1f} % of the other's where training begins. Look at `kl_loss_weight`."
+                f"{100 * small / large:.1f} % of the other's where training begins. Look at "
+                "`kl_loss_weight`."
             )
     return said
 
@@ -165,8 +155,8 @@ def of_answers(found: Evidence) -> list[str]:
         if more:
             said.append(
                 f"Answers of {listed([named(s.name) for s in more])} {words} far more often than the "
-                "teacher's, "
-                "which a score counts as wrong whatever was learned: more steps, or a lower rate."
+                "teacher's, which a score counts as wrong whatever was learned: more steps, or a lower "
+                "rate."
             )
     return said
 
@@ -190,10 +180,7 @@ def paragraph(found: Evidence) -> str:
         return "Nothing stands out, and no strategy scores lower than `sft`."
     return (
         f"{listed([named(s.name) for s in behind])} score{'s' if len(behind) == 1 else ''} lower than "
-        "`sft`, and "
-        "nothing that is looked at here says why: rows, teacher, learning rate, temperature, the balance of "
-        "the "
-        "loss and the answers are as they should be. It may be chance (the verdict says which differences "
-        "are "
-        "not), the settings of the sweep, or the method."
+        "`sft`, and nothing that is looked at here says why: rows, teacher, learning rate, temperature, "
+        "the balance of the loss and the answers are as they should be. It may be chance (the verdict "
+        "says which differences are not), the settings of the sweep, or the method."
     )
