@@ -11,6 +11,8 @@ from conftest import Project
 
 from kdag.files.hashes import sha256_file
 
+pytestmark = pytest.mark.faults
+
 PLANTED = {
     "wild": {"divergence": "fkl", "learning_rate": 0.5},
     "flat": {"divergence": "rkl", "temperature": 100, "use_ce_loss": False},
@@ -20,7 +22,7 @@ PLANTED = {
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory) -> Project:
     """The tiny experiment with a teacher that has learned more than its students will, and two bad ideas."""
-    project = Project(tmp_path_factory.mktemp("why") / "project")
+    project = Project(tmp_path_factory.mktemp("why"))
     config = yaml.safe_load((project.folder / "config.yaml").read_text())
     config["teacher_training"] |= {"epochs": 12, "learning_rate": 5e-3, "lora_rank": 16}
     config["strategies"] |= PLANTED
