@@ -283,14 +283,16 @@ def seen(cached="", live=""):
     return of
 
 
-def budget_reference(wildcards):
-    """The manifest of the data, if a strategy's budget is what `sft` takes on it."""
-    return "<results>/data/manifest.json" if CONFIG.budget_of(wildcards.strategy) else []
+def reference(wildcards):
+    """The manifest of the data, if a strategy's budget is what `sft` takes on it, or the share of its own
+    answers depends on the held-out rows."""
+    asked = CONFIG.budget_of(wildcards.strategy) or adaptive_rows(wildcards)
+    return "<results>/data/manifest.json" if asked else []
 
 
 def adaptive_rows(wildcards):
     """The held-out rows, if the share of a strategy's own answers depends on them."""
-    share = CONFIG.strategies[wildcards.strategy].answers[kinds.STUDENT]
+    share = CONFIG.strategies[wildcards.strategy].answers.get(kinds.STUDENT)
     return "<results>/data/heldout.parquet" if is_schedule(share) and share["over"] == "adaptive" else []
 
 

@@ -44,7 +44,7 @@ rule distill:
         teacher=seen(cached="manifest.json", live="manifest.json"),
         trained=ancient(trained_teacher),
         states=ancient(seen(cached="train", live="model")),
-        budget=budget_reference,
+        reference=reference,
     output:
         model=directory("<results>/students/{strategy}/seed{seed}/model"),
         log="<results>/students/{strategy}/seed{seed}/training.jsonl",
@@ -62,13 +62,11 @@ rule distill:
         **needs("distill"),
     params:
         config=params("distill"),
-        further="",
     shell:
         "python {input.code[0]:q} --name {wildcards.strategy}/seed{wildcards.seed}"
         " --gpus {resources.gpu} --planned {resources.planned} --tensorboard {resources.tensorboard}"
         " --config {params.config:q} --model {input.model:q} --chat {input.chat:q} --train {input.train:q}"
-        " --teacher {input.teacher:q} --expect-teacher {input.trained:q} --budget {input.budget:q}"
-        " {params.further}"
+        " --teacher {input.teacher:q} --expect-teacher {input.trained:q} --reference {input.reference:q}"
         " --output {output.model:q} --log {output.log:q} --manifest {output.manifest:q} --log-file {log:q}"
 
 
@@ -86,8 +84,8 @@ if ON_POLICY:
             teacher="<results>/teacher/manifest.json",
             trained=[],
             states=ancient("<results>/teacher/model"),
-            budget=budget_reference,
-            heldout=adaptive_rows,
+            reference=reference,
+            heldout=adaptive_rows,  # next to the reference
         output:
             model=directory("<results>/students/{strategy}/seed{seed}/model"),
             log="<results>/students/{strategy}/seed{seed}/training.jsonl",
@@ -97,6 +95,3 @@ if ON_POLICY:
             strategy="|".join(map(re.escape, ON_POLICY)),
         resources:
             **needs("distill", ["model", "states"], plan="distill_on_policy"),
-        params:
-            config=params("distill"),
-            further=lambda wildcards, input: f"--heldout {input.heldout}",

@@ -41,7 +41,7 @@ def arguments():
         "--expect-teacher", type=Path, nargs="?", help="manifest.json the cache must be made from"
     )
     parser.add_argument(
-        "--budget", type=Path, nargs="?", help="manifest.json of the data, for a budget that sft sets"
+        "--reference", type=Path, nargs="?", help="manifest.json of the data, for a budget that sft sets"
     )
     parser.add_argument("--output", type=Path, required=True, help="model directory, written")
     parser.add_argument("--log", type=Path, required=True, help="training.jsonl, one line per step")
@@ -74,7 +74,7 @@ def main(args):
         backend=backend,
         section="distillation",
         tensorboard=bool(args.tensorboard),
-        reference=args.budget,
+        reference=args.reference,
     )
 
 

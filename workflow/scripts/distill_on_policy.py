@@ -26,14 +26,15 @@ def arguments():
         required=True,
         help="train.parquet of the data, and of the teacher's answers if some are learned",
     )
-    parser.add_argument(
-        "--heldout", type=Path, nargs="?", help="heldout.parquet, for a share of answers that is adaptive"
-    )
     parser.add_argument("--chat", type=Path, required=True, help="chat.json, saved with the model")
     parser.add_argument("--teacher", type=Path, nargs=1, required=True, help="manifest.json of the teacher")
     parser.add_argument("--expect-teacher", type=Path, nargs="?", help="of a cache; here there is none")
     parser.add_argument(
-        "--budget", type=Path, nargs="?", help="manifest.json of the data, for a budget that sft sets"
+        "--reference",
+        type=Path,
+        nargs="?",
+        help="manifest.json of the data, for a budget that sft sets; next to it heldout.parquet, for a share "
+        "of answers that is adaptive",
     )
     parser.add_argument("--output", type=Path, required=True, help="model directory, written")
     parser.add_argument(
@@ -68,8 +69,7 @@ def main(args):
         backend="transformers",  # Unsloth's decoder is made for its own generation
         section="distillation",
         tensorboard=bool(args.tensorboard),
-        heldout=args.heldout,
-        reference=args.budget,
+        reference=args.reference,
         rollouts=Rollouts,
         answers=args.log.with_name("answers.jsonl"),
     )

@@ -37,7 +37,8 @@ def rows_of(folder: Path, start: Path) -> why.Rows:
 
     frame, ends = read_rows(folder / "train.parquet"), set(read_chat(folder / "chat.json").end_ids)
     tokenizer = load_tokenizer(start)
-    control = np.array(sorted(set(tokenizer.all_special_ids) - ends))
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    control = np.array(sorted(special - ends))
     learned = shifted = controls = unended = 0
     for ids, targets in zip(frame["input_ids"], frame["targets"], strict=True):
         ids, targets = np.asarray(ids), np.asarray(targets)

@@ -46,13 +46,13 @@ def fidelity(
     teacher_head,
     untrained,
     targets,
-    row_lengths,
+    row_lengths=None,
     caps=(None, None),
 ) -> dict:
     """Means over N tokens. *_hidden [N, d], *_head [V, d]; untrained: (hidden, head); targets [N].
 
-    row_lengths: the tokens of each row, whose own means are by_row. caps: the soft caps of the student's and
-    the teacher's logits.
+    row_lengths: the tokens of each row, whose own means are by_row; default: one row. caps: the soft caps of
+    the student's and the teacher's logits.
     """
     pieces = []
     for start in range(0, len(targets), CHUNK):
@@ -69,6 +69,7 @@ def fidelity(
     tokens = {name: torch.cat([piece[name].cpu() for piece in pieces]) for name in pieces[0]}
     confidence, correct = tokens.pop("confidence"), tokens.pop("correct")
     means = {name: float(values.double().mean()) for name, values in tokens.items()}
+    row_lengths = row_lengths or [len(targets)]
     by_row = [float(row.double().mean()) for row in tokens["forward_kl"].split(row_lengths)]
     return means | {
         "by_row": {"forward_kl": by_row, "tokens": row_lengths},

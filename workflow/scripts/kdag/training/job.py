@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kdag.config import precision
 from kdag.config.kinds import DATASET, STUDENT, TEACHER
+from kdag.config.schedules import is_schedule
 from kdag.data.rows import EncodedRows, prompts, read_rows
 from kdag.data.template import read_chat
 from kdag.files.atomic import atomic_path, write_jsonl, write_text
@@ -55,7 +56,6 @@ def run_stage(
     tensorboard: bool = False,
     rollouts=None,
     answers: Path | None = None,
-    heldout: Path | None = None,
     reference: Path | None = None,
 ) -> None:
     """A training stage from its inputs to its manifest, for every script that trains.
@@ -65,9 +65,9 @@ def run_stage(
     model. output, log and manifest are written. teacher: the manifests of the teacher's caches of these rows,
     or, for an online teacher, of the teacher itself; expected_teacher: what the caches must be made from.
     backend: what `backends.start` chose. section: where the configuration has these settings. rollouts: the
-    class Rollouts, for rows that the student answers itself; answers: where its answers are written;
-    heldout: heldout.parquet, by which an adaptive share of them grows.
-    reference: the manifest of the data, by which a budget is measured, if there is one.
+    class Rollouts, for rows that the student answers itself; answers: where its answers are written.
+    reference: the manifest of the data, by which a budget is measured; by the held-out rows next to it an
+    adaptive share of the student's answers grows.
     """
     spoken = read_chat(chat) if chat else None
     inputs = {"model": sha256_file(start.parent / "manifest.json")}
@@ -97,7 +97,9 @@ def run_stage(
     seen = live(vocabulary) if live else first.cache
     known = (seen.weights, cached(sources)) if seen else (0, 0)
     allowed = (
-        partial(Budget.of, settings.budget, counts_of(reference), known, bool(live)) if reference else None
+        partial(Budget.of, settings.budget, counts_of(reference), known, bool(live))
+        if getattr(settings, "budget", None)
+        else None
     )
     trained = fit(
         settings,
@@ -112,7 +114,7 @@ def run_stage(
         shard=shard,
         tensorboard=output.parent / "tensorboard" if tensorboard else None,
         rollouts=rollouts,
-        heldout=read_rows(heldout) if heldout else None,
+        heldout=read_rows(reference.with_name("heldout.parquet")) if adaptive(settings) else None,
         allowed=allowed,
     )
     processes.leave()
@@ -173,6 +175,12 @@ def teacher_of(sources: dict[str, Source], seen, steps: list[dict]) -> tuple[int
 def cached(sources: dict[str, Source]) -> int:
     """Tokens of the rows whose states are stored."""
     return sum(int(source.frame.lengths.sum()) for source in sources.values() if source.cache)
+
+
+def adaptive(settings) -> bool:
+    """Does the share of the student's own answers depend on the held-out rows?"""
+    share = (getattr(settings, "answers", None) or {}).get(STUDENT)
+    return is_schedule(share) and share["over"] == "adaptive"
 
 
 def counts_of(data: Path) -> dict[str, int]:

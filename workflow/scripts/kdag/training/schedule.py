@@ -22,12 +22,12 @@ class Objective:
     """
 
     divergence: Divergence | None = None
-    own: Divergence | None = None
     divergence_params: dict | None = None
     kl_weight: float | dict = 0.0
     temperature: float | dict = 1.0
     temperature_squared: bool = True
     use_ce: bool = True
+    own: Divergence | None = None
 
     @classmethod
     def of(cls, settings, load) -> "Objective":
@@ -35,12 +35,12 @@ class Objective:
         own = getattr(settings, "student_divergence", None)
         return cls(
             divergence=load(settings.divergence),
-            own=load(own) if own else None,
             divergence_params=settings.divergence_params,
             kl_weight=settings.kl_loss_weight,
             temperature=settings.temperature,
             temperature_squared=settings.temperature_squared,
             use_ce=settings.use_ce_loss,
+            own=load(own) if own else None,
         )
 
 

@@ -25,6 +25,7 @@ def taught(tmp_path_factory) -> Project:
     project = Project(tmp_path_factory.mktemp("why"))
     config = yaml.safe_load((project.folder / "config.yaml").read_text())
     config["teacher_training"] |= {"epochs": 12, "learning_rate": 5e-3, "lora_rank": 16}
+    config["distillation"] |= {"epochs": 12, "learning_rate": 5e-3, "lora_rank": 16}
     config["strategies"] |= PLANTED
     (project.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     project.snakemake()
