@@ -45,7 +45,7 @@ def without(project: Project, names) -> None:
 
 def test_a_rate_that_is_too_high_and_a_temperature_that_flattens_are_named(taught):
     said = told(taught)
-    assert "`wild` is worse after the training than before" in said
+    assert "`wild` got worse while it trained, or stopped learning" in said
     assert "The temperature flattens the teacher of `flat`" in said
     assert "teacher is worse" not in said and "labels" not in said and "prompt" not in said
 

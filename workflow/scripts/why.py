@@ -19,6 +19,7 @@ from kdag.files.seals import read_sealed
 from kdag.job import cli
 from kdag.job.errors import UserError
 from kdag.report import why
+from kdag.report.answers import far_more
 
 
 def arguments():
@@ -123,24 +124,29 @@ def pulls(config, results: Path, start: Path) -> dict[str, why.Pull]:
     return made
 
 
-def student(config, results: Path, name: str, seed: int, pull) -> why.Student:
+def student(config, results: Path, name: str, seed: int, pull, teacher: dict) -> why.Student:
+    """teacher: its scores."""
     model = f"{name}-seed{seed}"
     scores = read_sealed(results / "eval" / model / "scores.json")
     near = read_sealed(results / "eval" / model / "fidelity.json")
-    log = [step["loss"] for step in read_jsonl(results / home_of(config, model) / "training.jsonl")]
+    log = read_jsonl(results / home_of(config, model) / "training.jsonl")
     # Of answers that are the student's own, the loss is of other answers each time: it may rise.
     own = name != SFT and STUDENT in config.strategies[name].answers
-    quarter = max(1, len(log) // 4)
-    ends = (0.0, 0.0) if own else (sum(log[:quarter]) / quarter, sum(log[-quarter:]) / quarter)
+    rose, stuck = (False, False) if own else why.rose_or_stuck(log)
+
+    def more(kind: str) -> bool:
+        return far_more(*([prompt[kind] for prompt in each["prompts"]] for each in (scores, teacher)))
+
     return why.Student(
         name,
         scores["prompt_level_strict_accuracy"],
         near["nll"],
-        *ends,
-        scores["answers"]["cut_off_share"] or 0.0,
-        scores["answers"]["repeated_share"] or 0.0,
         near["forward_kl"],
-        pull,
+        rose=rose,
+        stuck=stuck,
+        cut_off=more("cut_off"),
+        repeated=more("repeated"),
+        pull=pull,
     )
 
 
@@ -190,9 +196,7 @@ def main(args):
         teacher_nll=untrained["teacher_nll"],
         untrained_nll=untrained["nll"],
         teacher_accuracy=teacher["prompt_level_strict_accuracy"],
-        teacher_cut_off=teacher["answers"]["cut_off_share"] or 0.0,
-        teacher_repeated=teacher["answers"]["repeated_share"] or 0.0,
-        students=[student(config, results, name, seed, pull.get(name)) for name in names],
+        students=[student(config, results, name, seed, pull.get(name), teacher) for name in names],
     )
     print(f"{table(found)}\n\n{why.paragraph(found)}")
 

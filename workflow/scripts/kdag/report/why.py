@@ -5,6 +5,7 @@ names is unknown, and the text says so. A rule names a cause that would be enoug
 """
 
 from dataclasses import dataclass
+from statistics import fmean, median
 
 from kdag.report.words import listed, named
 
@@ -14,7 +15,7 @@ UNENDED = 0.5  # share of rows that learn no end token
 WORSE = 0.02  # nats per token, by which a teacher or a student is worse
 FLAT, SHARP = 0.99, 0.95  # of ln V: the teacher's entropy at the strategy's T, and at T = 1
 TINY = 0.02  # the divergence's gradient, or CE's, next to the other
-OFTEN = 0.10  # share of answers, by which more are cut off or repeat themselves
+DEAD, HIGH = 0.05, 0.7  # of the first gradient, and of the first loss: a training that stopped learning
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,29 @@ class Pull:
 
 @dataclass(frozen=True)
 class Student:
-    """Of the first seed. nll: of the held-out answers, nats per token; first, last: mean training loss of the
-    first and the last quarter of its steps; pull: None of a student without a divergence."""
+    """Of the first seed. nll: of the held-out answers, nats per token; rose, stuck: of `rose_or_stuck`;
+    cut_off, repeated: far more often than the teacher's (answers.far_more); pull: None of a student without a
+    divergence."""
 
     name: str
     accuracy: float
     nll: float
-    first: float
-    last: float
-    cut_off: float
-    repeated: float
     forward_kl: float
+    rose: bool = False
+    stuck: bool = False
+    cut_off: bool = False
+    repeated: bool = False
     pull: Pull | None = None
+
+
+def rose_or_stuck(log: list[dict]) -> tuple[bool, bool]:
+    """(does the loss end higher than it began; did the gradient die while the loss was high), of a "
+    "training."""
+    quarter = max(1, len(log) // 4)
+    first, last = (fmean(step["loss"] for step in part) for part in (log[:quarter], log[-quarter:]))
+    sizes = [step["grad_norm"] for step in log]
+    died = median(sizes[len(sizes) // 2 :]) < DEAD * max(sizes[:quarter])
+    return last > first + WORSE, died and last > HIGH * first
 
 
 @dataclass(frozen=True)
@@ -64,8 +76,6 @@ class Evidence:
     teacher_nll: float
     untrained_nll: float
     teacher_accuracy: float
-    teacher_cut_off: float
-    teacher_repeated: float
     students: list[Student]
 
 
@@ -105,15 +115,15 @@ def of_teacher(found: Evidence) -> list[str]:
 
 
 def of_rate(found: Evidence) -> list[str]:
-    lost = [s for s in found.students if s.nll > found.untrained_nll + WORSE or s.last > s.first + WORSE]
+    lost = [s for s in found.students if s.nll > found.untrained_nll + WORSE or s.rose or s.stuck]
     if not lost:
         return []
     who = listed([named(student.name) for student in lost])
     one = len(lost) == 1
     return [
-        f"{who} {'is' if one else 'are'} worse after the training than before, or the loss rose: the "
-        "learning rate is too high for it, or the numbers overflow. Look at `learning_rate` (a third of "
-        "it), `warmup_ratio`, `dtype`."
+        f"{who} got worse while {'it' if one else 'they'} trained, or stopped learning at a high loss: the "
+        f"learning rate is too high for {'it' if one else 'them'}, or the numbers overflow. Look at "
+        "`learning_rate` (a third of it), `warmup_ratio`, `dtype`."
     ]
 
 
@@ -148,15 +158,12 @@ def of_balance(found: Evidence) -> list[str]:
 
 
 def of_answers(found: Evidence) -> list[str]:
-    kinds = (("cut_off", "are cut off"), ("repeated", "repeat themselves"))
     said = []
-    for kind, words in kinds:
-        more = [s for s in found.students if getattr(s, kind) > getattr(found, f"teacher_{kind}") + OFTEN]
-        if more:
+    for kind, words in (("cut_off", "are cut off"), ("repeated", "repeat themselves")):
+        if more := [student for student in found.students if getattr(student, kind)]:
             said.append(
                 f"Answers of {listed([named(s.name) for s in more])} {words} far more often than the "
-                "teacher's, which a score counts as wrong whatever was learned: more steps, or a lower "
-                "rate."
+                "teacher's, which a score counts as wrong whatever was learned: more steps, or a lower rate."
             )
     return said
 
