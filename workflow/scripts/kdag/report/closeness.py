@@ -93,6 +93,7 @@ def words(table: pd.DataFrame, alpha: float) -> str:
     if not rest.empty:
         lines.append(f"- {_not_found(rest, len(rest) == len(table))}")
     how = "a paired t-test" if len(seeds) == 1 else "a test with rows and seeds both random"
+    whose = "One training seed: of these models, not of the methods. " if len(seeds) == 1 else ""
     many = f"{len(table)} comparisons in a family of their own, Holm's correction"
     return "\n\n".join(
         [
@@ -100,7 +101,7 @@ def words(table: pd.DataFrame, alpha: float) -> str:
             "\n".join(lines),
             f"Tested: forward KL to the fine-tuned teacher, in nats per answer token, on {first['rows']:,} "
             f"held-out rows by {how}, {'one comparison' if len(table) == 1 else many}, {100 * alpha:g} %. "
-            "A closer student need not score higher.",
+            f"{whose}A closer student need not score higher.",
         ]
     )
 
@@ -112,7 +113,7 @@ def _found(table: pd.DataFrame, alpha: float) -> list[str]:
         near, far = (row["a"], row["b"]) if row["difference"] < 0 else (row["b"], row["a"])
         low, high = sorted(abs(end) for end in (row["low"], row["high"]))
         text = (
-            f"{named(far)} by {abs(row['difference']):.2g} nats (95 % interval {low:.2g} to {high:.2g}, "
+            f"{named(far)} by {abs(row['difference']):.3f} nats (95 % interval {low:.3f} to {high:.3f}, "
             f"adjusted p {p_value(row['p_holm'])})"
         )
         kl = row["kl_a"] if near == row["a"] else row["kl_b"]
@@ -129,7 +130,7 @@ def _not_found(rest: pd.DataFrame, everywhere: bool) -> str:
     text = f"No significant difference between {which}"
     if rest["detectable"].notna().all():
         size, count = rest["detectable"].max(), rest["rows"].iloc[0]
-        text += f"; with {count:,} rows we could have detected {size:.2g} nats or more (80 % power)"
+        text += f"; with {count:,} rows we could have detected {size:.3f} nats or more (80 % power)"
     most = max(-rest["low"].min(), rest["high"].max())
     allowed = "The 95 % intervals allow" if len(rest) > 1 else "The 95 % interval allows"
-    return f"{text}. {allowed} differences of up to {most:.2g} nats; that is not evidence of equality."
+    return f"{text}. {allowed} differences of up to {most:.3f} nats; that is not evidence of equality."
