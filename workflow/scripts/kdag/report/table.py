@@ -4,7 +4,7 @@ import pandas as pd
 
 from kdag.config.roster import STUDENT_UNTRAINED
 from kdag.job.errors import UserError
-from kdag.report import budget, measures
+from kdag.report import budget, measures, stats
 
 
 def refuse_mixture(rows: list[dict], scores: dict[str, dict], how=None) -> None:
@@ -46,25 +46,36 @@ def accuracy_table(rows: list[dict], scores: dict[str, dict]) -> pd.DataFrame:
 def task_table(rows: list[dict], tasks: dict[str, dict[str, dict]]) -> pd.DataFrame:
     """tasks.csv: a row per model and metric of every further task; tasks: {task: {model id: scores}}.
 
-    low, high: value -+ 1.96 standard errors, which are lm-eval's; empty where it has none.
+    low, high: Wilson's interval where items are right or wrong; else value -+ 1.96 standard errors, which are
+    lm-eval's; empty where it has none.
     """
     found = []
     for scores in tasks.values():
         refuse_mixture(rows, scores, how=lambda scores: scores["measured"])
         for row in rows:
             for entry in scores[row["model"]]["metrics"]:
-                reach = None if entry["stderr"] is None else 1.96 * entry["stderr"]
+                low, high = task_interval(entry)
                 found.append(
                     {
                         "model": row["model"],
                         "metric": entry["metric"],
                         "value": entry["value"],
-                        "low": None if reach is None else entry["value"] - reach,
-                        "high": None if reach is None else entry["value"] + reach,
+                        "low": low,
+                        "high": high,
                         "n": entry["n"],
                     }
                 )
     return pd.DataFrame(found, columns=["model", "metric", "value", "low", "high", "n"])
+
+
+def task_interval(entry: dict) -> tuple[float | None, float | None]:
+    """(low, high) of a metric of a further task, as the file of its scores has it."""
+    right = entry["value"] * entry["n"]
+    if entry.get("verdicts") and abs(right - round(right)) < 1e-6:
+        return stats.wilson(round(right), entry["n"])
+    if entry["stderr"] is None:
+        return None, None
+    return entry["value"] - 1.96 * entry["stderr"], entry["value"] + 1.96 * entry["stderr"]
 
 
 def further(rows: list[dict], tasks: pd.DataFrame, cell) -> dict[str, list]:
@@ -140,7 +151,7 @@ def task_words(tasks: dict[str, dict], first: str, tested: str | None) -> str:
         )
     return (
         f"Further columns are lm-eval's metrics; {f'`{tested}` is tested, the others' if tested else 'they'} "
-        "describe and are not tested. Their 95 % intervals: 1.96 "
+        "describe and are not tested. Their 95 % intervals: Wilson where items are right or wrong, else 1.96 "
         f"standard errors. {'; '.join(lines)}."
     )
 
