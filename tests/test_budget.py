@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from test_methods import loaded
-from test_rollouts import OWN, run
+from test_rollouts import OWN, run, run_killed
 from test_training import DATA, cache, frame, job, tokenizer, trained  # noqa: F401
 
 from kdag.config.stages import stage_params
@@ -16,7 +16,6 @@ from kdag.teacher.cache import TeacherCache
 from kdag.training import checkpoints, train
 from kdag.training.budget import Budget, logged
 from kdag.training.cost import cost
-from kdag.training.rollouts import Rollouts
 
 
 def allowed(frame, equal, epochs, teacher=(0, 0), live=True):  # noqa: F811
@@ -95,22 +94,9 @@ def test_a_student_that_answers_itself_stops_nearest_to_the_budget_and_a_kill_ch
     assert log[0]["temperature"] == 2 and log[-1]["temperature"] == pytest.approx(1, abs=0.1)
     assert sum(entry["prompt_tokens"] for entry in said) == sum(step["asked_tokens"] for step in log)
 
-    class KilledError(Exception):
-        pass
-
-    real = Rollouts.sample
-
-    def dying(self, wanted):
-        if wanted[0][0] == len(log) - 1:
-            raise KilledError
-        return real(self, wanted)
-
-    monkeypatch.setattr(Rollouts, "sample", dying)
-    with pytest.raises(KilledError):
-        run(tiny_models, frame, tmp_path / "killed", OWN, **how)
-    monkeypatch.setattr(Rollouts, "sample", real)
-    assert checkpoints.last_checkpoint(tmp_path / "killed")
-    again, again_log, others = run(tiny_models, frame, tmp_path / "killed", OWN, **how)
+    again, again_log, others = run_killed(
+        monkeypatch, len(log) - 1, tiny_models, frame, tmp_path / "killed", OWN, **how
+    )
     assert again_log == log and others == said and torch.equal(trained(again), trained(whole))
 
 

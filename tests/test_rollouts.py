@@ -92,6 +92,27 @@ def run(
     return model, log, Rollouts.written(work)
 
 
+class KilledError(Exception):
+    pass
+
+
+def run_killed(monkeypatch, step, tiny_models, frame, work, answers, **how):  # noqa: F811
+    """What `run` gives after one that died when it sampled for this step."""
+    real = Rollouts.sample
+
+    def dying(self, wanted):
+        if wanted and wanted[0][0] >= step:
+            raise KilledError
+        return real(self, wanted)
+
+    monkeypatch.setattr(Rollouts, "sample", dying)
+    with pytest.raises(KilledError):
+        run(tiny_models, frame, work, answers, **how)
+    monkeypatch.setattr(Rollouts, "sample", real)
+    assert checkpoints.last_checkpoint(work)
+    return run(tiny_models, frame, work, answers, **how)
+
+
 OWN = {"student": 1.0}
 
 
@@ -163,9 +184,6 @@ def test_a_killed_run_goes_on_with_the_same_answers_and_ends_in_the_same_weights
     monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN_CHECKPOINTS", -1)
     settings, sampling = job(epochs=2), {"refresh": refresh}
     whole, log, said = run(tiny_models, frame, tmp_path / "whole", OWN, settings=settings, sampling=sampling)
-
-    class KilledError(Exception):
-        pass
 
     for moment in ("before", "after"):
         work, real = tmp_path / moment, Rollouts.sample
@@ -403,20 +421,7 @@ def test_a_killed_run_replays_the_same(tiny_models, frame, tmp_path, monkeypatch
     whole, log, said = run(tiny_models, frame, tmp_path / "whole", changed, **how)
     assert any("first" in entry for entry in said if entry["step"] > 9)
 
-    class KilledError(Exception):
-        pass
-
-    real = Rollouts.sample
-
-    def dying(self, wanted):
-        if wanted and wanted[0][0] >= 10:
-            raise KilledError
-        return real(self, wanted)
-
-    monkeypatch.setattr(Rollouts, "sample", dying)
-    with pytest.raises(KilledError):
-        run(tiny_models, frame, tmp_path / "killed", changed, **how)
-    monkeypatch.setattr(Rollouts, "sample", real)
-    assert checkpoints.last_checkpoint(tmp_path / "killed")
-    again, again_log, others = run(tiny_models, frame, tmp_path / "killed", changed, **how)
+    again, again_log, others = run_killed(
+        monkeypatch, 10, tiny_models, frame, tmp_path / "killed", changed, **how
+    )
     assert (again_log, others) == (log, said) and torch.equal(trained(again), trained(whole))

@@ -288,7 +288,9 @@ def test_no_interval_of_right_and_wrong_has_zero_width():
     entry = {"metric": "a_acc", "value": 0.0, "stderr": 0.0, "n": 400, "verdicts": "acc"}
     low, high = table.task_interval(entry)
     assert low == 0 and 0.005 < high < 0.02
-    assert table.task_interval(entry | {"value": 0.5425, "stderr": 0.025})[0] == pytest.approx(0.4936, abs=1e-3)
+    assert table.task_interval(entry | {"value": 0.5425, "stderr": 0.025})[0] == pytest.approx(
+        0.4936, abs=1e-3
+    )
     mean = {"metric": "a_f1", "value": 0.5, "stderr": 0.1, "n": 6}
     assert table.task_interval(mean) == pytest.approx((0.304, 0.696))
     assert table.task_interval(mean | {"stderr": None}) == (None, None)

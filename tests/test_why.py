@@ -15,7 +15,7 @@ def student(name, **changes) -> why.Student:
 
 
 HEALTHY = why.Evidence(
-    rows=why.Rows(shifted=0.0, control=0.0, unended=0.02, targets=12_000),
+    rows=why.Rows(shifted=0.0, control=0.0, unended=0.02),
     teacher_nll=2.9,
     untrained_nll=4.0,
     teacher_accuracy=0.34,

@@ -26,7 +26,7 @@ from kdag.config import kinds, yaml_file
 from kdag.models import files
 from kdag.planning import expected, devices
 from kdag.config.load import load_config
-from kdag.config.schedules import is_schedule
+from kdag.config.schedules import is_adaptive
 from kdag.config.section import path_is
 from kdag.files.code import files_of
 from kdag.job.errors import UserError
@@ -293,7 +293,7 @@ def reference(wildcards):
 def adaptive_rows(wildcards):
     """The held-out rows, if the share of a strategy's own answers depends on them."""
     share = CONFIG.strategies[wildcards.strategy].answers.get(kinds.STUDENT)
-    return "<results>/data/heldout.parquet" if is_schedule(share) and share["over"] == "adaptive" else []
+    return "<results>/data/heldout.parquet" if is_adaptive(share) else []
 
 
 def trained_teacher(wildcards):

@@ -49,7 +49,7 @@ def rows_of(folder: Path, start: Path) -> why.Rows:
         shifted += int((targets[at] != following[at]).sum())
         controls += int(np.isin(targets[at], control).sum())
         unended += not ends & set(targets[at].tolist())
-    return why.Rows(shifted / learned, controls / learned, unended / len(frame), learned)
+    return why.Rows(shifted / learned, controls / learned, unended / len(frame))
 
 
 def pulls(config, results: Path, start: Path) -> dict[str, why.Pull]:
@@ -168,10 +168,9 @@ def table(found: why.Evidence) -> str:
             "",
             f"teacher: strict accuracy {found.teacher_accuracy:.4f}, NLL {found.teacher_nll:.3f} nats per "
             f"token of the held-out answers; untrained student: {found.untrained_nll:.3f}",
-            "|CE|, |D|: sizes of the weighted gradients at the untrained student's hidden states; "
-            "cosine: between",
-            "them; T entropy: the teacher's at the strategy's temperature, as a share of a uniform "
-            "distribution's",
+            "|CE|, |D|: sizes of the weighted gradients at the untrained student's hidden states;",
+            "cosine: between them; T entropy: the teacher's at the strategy's temperature, as a share of a",
+            "uniform distribution's",
         ]
     )
 

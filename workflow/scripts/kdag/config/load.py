@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from kdag.config.experiment import Config
 from kdag.config.kinds import DATASET, NO_DIVERGENCE
 from kdag.config.methods import with_method
-from kdag.config.schedules import is_schedule, numbers, read
+from kdag.config.schedules import is_adaptive, numbers, read
 from kdag.config.section import error_lines, suggestion
 from kdag.config.strategies import Strategy
 from kdag.config.sweeps import expand_sweeps
@@ -90,7 +90,7 @@ def with_parameters(strategy):
 def in_range(divergence: str, given: dict) -> dict:
     """Every parameter of a divergence, each a number or a schedule; ValueError if one is out of its range."""
     found = {key: value_of(key, value) for key, value in given.items()}
-    if wrong := [k for k, v in found.items() if is_schedule(v) and v["over"] == "adaptive" and k != "taid_t"]:
+    if wrong := [k for k, v in found.items() if is_adaptive(v) and k != "taid_t"]:
         raise ValueError(f"`{wrong[0]}`: over: adaptive is for taid_t and the student's share of the answers")
     for end in (0, -1):
         filled = resolve(divergence, {key: numbers(value)[end] for key, value in found.items()})

@@ -17,6 +17,10 @@ def is_schedule(value) -> bool:
     return isinstance(value, dict)
 
 
+def is_adaptive(value) -> bool:
+    return is_schedule(value) and value["over"] == "adaptive"
+
+
 def numbers(value) -> list[float]:
     """All that a number or the two ends of a schedule are, to be checked alike."""
     return [value["from"], value["to"]] if is_schedule(value) else [value]
@@ -55,7 +59,7 @@ def scheduled(above: float, most: float):
             raise ValueError(f"Input should be greater than {above:g}")
         if any(number > most for number in numbers(found)):
             raise ValueError(f"Input should be less than or equal to {most:g}")
-        if is_schedule(found) and found["over"] == "adaptive":
+        if is_adaptive(found):
             raise ValueError("over: adaptive is for taid_t and the student's share of the answers")
         return found
 

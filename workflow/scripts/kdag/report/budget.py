@@ -5,7 +5,6 @@ import pandas as pd
 from kdag.report.words import listed, named
 
 SAME = 0.05  # budgets that differ by no larger share are called equal
-DIFFER = "Budgets differ"
 COLUMNS = ("steps", "rows", "answer_tokens", "tokens", "sampled_tokens", "teacher_tokens", "flops")
 
 
@@ -56,7 +55,9 @@ def sentence(table: pd.DataFrame, given: str | None = None) -> str:
         for group in found
     ]
     unit = {"tokens": "answer tokens", "flops": "FLOPs"}.get(given, given)
-    begin = f"Every student was given as many {unit} as `sft` takes; the rest differs" if given else DIFFER
+    begin = "Budgets differ"
+    if given:
+        begin = f"Every student was given as many {unit} as `sft` takes; the rest differs"
     return (
         f"{begin}. Trained on: {'; '.join(said)}. A difference between rows of different budgets may come "
         "from the budget."

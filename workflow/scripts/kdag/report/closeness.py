@@ -14,8 +14,7 @@ from statsmodels.stats.power import TTestPower
 
 from kdag.job.errors import UserError
 from kdag.report import stats
-from kdag.report.comparisons import groups, pairs
-from kdag.report.pool import pool
+from kdag.report.comparisons import groups, pairs, pool_of
 from kdag.report.words import listed, named, p_value
 
 COLUMNS = ["family", "a", "b", "seeds", "rows", "kl_a", "kl_b", "difference", "low", "high"]
@@ -33,7 +32,7 @@ def compare(rows: list[dict], by_row: dict[str, np.ndarray], family: list[str], 
     """
     declared = pairs(rows, family) if family else []
     known = groups(rows)
-    together = _pool(known, by_row)
+    together = pool_of(known, {model: each.mean() for model, each in by_row.items()})
     found = [
         {"family": member, "a": a, "b": b}
         | _compare_pair(known, by_row, a, b, together and together.of_mean(a, b), alpha / len(declared))
@@ -42,18 +41,6 @@ def compare(rows: list[dict], by_row: dict[str, np.ndarray], family: list[str], 
     table = pd.DataFrame(found, columns=COLUMNS)
     table["p_holm"] = stats.holm(table["p"].astype(float))
     return table
-
-
-def _pool(known, by_row):
-    students = {name: group for name, group in known.items() if None not in group}
-    if not students:
-        return None
-    return pool(
-        {
-            name: np.array([by_row[group[seed]].mean() for seed in sorted(group)])
-            for name, group in students.items()
-        }
-    )
 
 
 def _compare_pair(known, by_row, a: str, b: str, pooled, alpha: float) -> dict:

@@ -85,7 +85,7 @@ def compare(
     known = groups(rows)
     found = []
     for metric in (primary, *(metric for metric in measures if metric != primary)):
-        together = _pool(known, measures[metric])
+        together = pool_of(known, {model: items.values.mean() for model, items in measures[metric].items()})
         found += [
             {"family": member, "a": a, "b": b, "metric": metric}
             | _compare_pair(
@@ -107,16 +107,14 @@ COLUMNS = [
 ]
 
 
-def _pool(known: dict[str, dict], items: dict[str, Items]) -> Pool | None:
-    """The pool of all students that have seeds; None where it cannot be."""
+def pool_of(known: dict[str, dict], means: dict[str, float]) -> Pool | None:
+    """The pool of all students that have seeds; None where it cannot be. known: of `groups`; means: of each
+    model."""
     students = {name: group for name, group in known.items() if None not in group}
     if not students:
         return None
     return pool(
-        {
-            name: np.array([items[group[seed]].values.mean() for seed in sorted(group)])
-            for name, group in students.items()
-        }
+        {name: np.array([means[group[seed]] for seed in sorted(group)]) for name, group in students.items()}
     )
 
 

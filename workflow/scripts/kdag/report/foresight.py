@@ -10,7 +10,7 @@ import math
 from scipy import optimize
 
 from kdag.config.experiment import Config
-from kdag.config.metrics import IFEVAL
+from kdag.config.metrics import IFEVAL, PROMPTS
 from kdag.config.roster import table_rows
 from kdag.report import power
 from kdag.report.comparisons import pairs
@@ -18,7 +18,6 @@ from kdag.report.comparisons import pairs
 DIFFERING = 0.3
 SEED_SD = 0.022
 WANTED = (0.03, 0.05, 0.10)  # differences that users ask for
-PROMPTS = 541  # of IFEval
 MOST_ITEMS, MOST_SEEDS = 100_000, 20
 KNOWN = 10**9  # degrees of freedom of a variance that is assumed
 

@@ -20,12 +20,11 @@ DEAD, HIGH = 0.05, 0.7  # of the first gradient, and of the first loss: a traini
 
 @dataclass(frozen=True)
 class Rows:
-    """Of the training rows: shares of the learned targets, and of the rows; the number of the targets."""
+    """Of the training rows: shares of the learned targets, and of the rows."""
 
     shifted: float
     control: float
     unended: float
-    targets: int
 
 
 @dataclass(frozen=True)

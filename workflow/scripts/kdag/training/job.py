@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kdag.config import precision
 from kdag.config.kinds import DATASET, STUDENT, TEACHER
-from kdag.config.schedules import is_schedule
+from kdag.config.schedules import is_adaptive
 from kdag.data.rows import EncodedRows, prompts, read_rows
 from kdag.data.template import read_chat
 from kdag.files.atomic import atomic_path, write_jsonl, write_text
@@ -95,6 +95,7 @@ def run_stage(
     if rollouts:
         rollouts = rollouts.prepared(sources[DATASET].frame, settings, spoken, start, vocabulary)
     seen = live(vocabulary) if live else first.cache
+    share = (getattr(settings, "answers", None) or {}).get(STUDENT)
     known = (seen.weights, cached(sources)) if seen else (0, 0)
     allowed = (
         partial(Budget.of, settings.budget, counts_of(reference), known, bool(live))
@@ -114,7 +115,7 @@ def run_stage(
         shard=shard,
         tensorboard=output.parent / "tensorboard" if tensorboard else None,
         rollouts=rollouts,
-        heldout=read_rows(reference.with_name("heldout.parquet")) if adaptive(settings) else None,
+        heldout=read_rows(reference.with_name("heldout.parquet")) if is_adaptive(share) else None,
         allowed=allowed,
     )
     processes.leave()
@@ -175,12 +176,6 @@ def teacher_of(sources: dict[str, Source], seen, steps: list[dict]) -> tuple[int
 def cached(sources: dict[str, Source]) -> int:
     """Tokens of the rows whose states are stored."""
     return sum(int(source.frame.lengths.sum()) for source in sources.values() if source.cache)
-
-
-def adaptive(settings) -> bool:
-    """Does the share of the student's own answers depend on the held-out rows?"""
-    share = (getattr(settings, "answers", None) or {}).get(STUDENT)
-    return is_schedule(share) and share["over"] == "adaptive"
 
 
 def counts_of(data: Path) -> dict[str, int]:

@@ -7,6 +7,7 @@ logged, so a resumed run goes on with the same numbers.
 import math
 from dataclasses import dataclass, replace
 
+from kdag.config.schedules import is_adaptive
 from kdag.losses.base import Divergence
 from kdag.training.budget import StepsOnly
 
@@ -61,7 +62,7 @@ class Schedules:
         """{name: value} of all that moves, for the step after `state.global_step` (a TrainerState)."""
         found = {}
         for name, schedule in self.moving.items():
-            if schedule["over"] == "adaptive":
+            if is_adaptive(schedule):
                 follow = self.adaptive.setdefault(name, Adaptive(schedule["from"], schedule["to"]))
                 found[name] = follow.after(losses(state.log_history), self.course.done(state))
             else:
@@ -93,7 +94,7 @@ class StudentShare:
 
     def __init__(self, schedule: dict, course=None):
         self.schedule, self.course = schedule, course or StepsOnly()
-        self.adaptive = schedule["over"] == "adaptive"
+        self.adaptive = is_adaptive(schedule)
         self.now = {}  # what is logged with the step
 
     def at(self, state, heldout: float | None = None) -> float:

@@ -90,10 +90,9 @@ def train(
     of the checkpoints. shard: share the model out among the processes (sharding.py). tensorboard: the folder
     of its curves, if they are wanted. mixture: the rows, if there are several kinds of answers to draw from;
     frame is then the first kind. rollouts: for those that the student gives itself, what makes a Rollouts of
-    (model, mixture, work, rows of a batch). heldout: rows that none is trained on,
-    by which an adaptive share of those grows. allowed: what makes a Budget of the model's weights; None: all
-    epochs. Returns the trained model (PEFT-wrapped for LoRA) and
-    the log, an entry per step.
+    (model, mixture, work, rows of a batch). heldout: rows that none is trained on, by which
+    an adaptive share of those grows. allowed: what makes a Budget of the model's weights; None: all epochs.
+    Returns the trained model (PEFT-wrapped for LoRA) and the log, an entry per step.
     """
     set_seed(settings.seed)
     head.check_head(model, vocabulary)
