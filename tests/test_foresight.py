@@ -28,7 +28,8 @@ def test_more_items_do_not_help_where_seeds_vary_too_much():
 
 def test_the_lines_name_every_task_and_what_would_have_to_be_added():
     tasks = {"sums": {"generator": "reasoning-gym", "dataset": "chain_sum", "items": 300}, "arc_easy": {}}
-    said = foresight.told(loaded(STRATEGIES, evaluation={"tasks": tasks, "limit": 100}, seeds=[0, 1, 2]))
+    config = loaded(STRATEGIES, evaluation={"tasks": tasks, "limit": 100}, seeds=[0, 1, 2])
+    said = foresight.told(config, 100, 541)
     assert said[1] == "answer 30 % of the items differently and seeds vary by 2.2 points:"
     assert said[2].startswith("  IFEval, 100 items, 3 seeds: ") and "among 20 comparisons" in said[2]
     assert said[3].startswith("  sums, 300 items, 3 seeds: ") and said[3].endswith(", not tested")
@@ -37,5 +38,5 @@ def test_the_lines_name_every_task_and_what_would_have_to_be_added():
 
 
 def test_a_difference_that_is_seen_already_asks_for_nothing():
-    said = foresight.told(loaded(STRATEGIES, statistics={"family": ["strategies"]}))
+    said = foresight.told(loaded(STRATEGIES, statistics={"family": ["strategies"]}), 541, 541)
     assert "    10 points: is seen as it is" in said and "among 6 comparisons" in said[2]

@@ -144,7 +144,8 @@ def main(args):
     plan = planner.plan(config, teacher, student, device, tokens)
     total = totals(plan, teacher, student)
     few = planner.too_few_steps(config, tokens["train"]["rows"])
-    print(described(plan, total, device, tokens, few, foresight.told(config)))
+    evidence = foresight.told(config, tokens["prompts"], planner.IFEVAL["prompts"])
+    print(described(plan, total, device, tokens, few, evidence))
     if args.output:
         assumed = devices.assumptions(device)
         write_json(

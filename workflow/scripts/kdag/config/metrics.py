@@ -2,4 +2,3 @@
 
 IFEVAL = tuple(f"{unit}_level_{mode}_accuracy" for mode in ("strict", "loose") for unit in ("prompt", "inst"))
 PRIMARY = IFEVAL[0]  # what is tested unless `statistics.primary` says otherwise
-PROMPTS = 541  # of IFEval

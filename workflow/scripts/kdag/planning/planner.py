@@ -8,7 +8,6 @@ from math import ceil
 
 from kdag.config.experiment import Config
 from kdag.config.kinds import NO_DIVERGENCE, STUDENT
-from kdag.config.metrics import PROMPTS
 from kdag.config.roster import model_ids, student_ids
 from kdag.config.sampling import Sampling
 from kdag.config.schedules import numbers
@@ -42,7 +41,7 @@ LEAST_STEPS = 36  # of a student cut from its teacher, which must first learn to
 # bench/gpu_shapes.py: means of 999 Alpaca rows; IFEval's 541 prompts and the answers to them. The longest
 # prompt with SmolLM2's tokenizer and template.
 ROW = {"prompt": 47.4, "answer": 146.0}
-IFEVAL = {"prompts": PROMPTS, "prompt": 74, "longest": 386, "teacher_answer": 288, "student_answer": 357}
+IFEVAL = {"prompts": 541, "prompt": 74, "longest": 386, "teacher_answer": 288, "student_answer": 357}
 
 
 def default_tokens(config: Config, data: dict | None = None, longest: int | None = None) -> dict:

@@ -10,7 +10,7 @@ import math
 from scipy import optimize
 
 from kdag.config.experiment import Config
-from kdag.config.metrics import IFEVAL, PROMPTS
+from kdag.config.metrics import IFEVAL
 from kdag.config.roster import table_rows
 from kdag.report import power
 from kdag.report.comparisons import pairs
@@ -22,9 +22,9 @@ MOST_ITEMS, MOST_SEEDS = 100_000, 20
 KNOWN = 10**9  # degrees of freedom of a variance that is assumed
 
 
-def tasks_of(config: Config) -> dict[str, int]:
-    """{task: its items}, of those whose number the configuration says."""
-    found = {"IFEval": min(config.evaluation.limit or PROMPTS, PROMPTS)}
+def tasks_of(config: Config, prompts: int) -> dict[str, int]:
+    """{task: its items}, of those whose number the configuration says; prompts: of IFEval."""
+    found = {"IFEval": prompts}
     for name, task in config.evaluation.tasks.items():
         if items := task.items if task.generator else task.limit:
             found[name] = items
@@ -80,8 +80,8 @@ def ways(wanted: float, items: int, seeds: int, students: int, alpha: float) -> 
     return f"more than {MOST_SEEDS} seeds"
 
 
-def told(config: Config) -> list[str]:
-    """Lines for `make plan`."""
+def told(config: Config, prompts: int, most: int) -> list[str]:
+    """Lines for `make plan`. prompts: of IFEval that are asked, as the planner counts them; most: all of them."""
     seeds, students = len(config.seeds), len(config.strategies) + 1
     declared = len(pairs(table_rows(config), config.statistics.family))
     alone, family = config.statistics.alpha, config.statistics.alpha / max(1, declared)
@@ -89,18 +89,18 @@ def told(config: Config) -> list[str]:
     assumed += f" and seeds vary by {100 * SEED_SD:g} points" if seeds > 1 else ""
     lines = ["evidence: what is seen of two students with 80 % power, if they", f"answer {assumed}:"]
     which = tested(config)
-    for name, items in tasks_of(config).items():
+    for name, items in tasks_of(config, prompts).items():
         sizes = (detectable(items, seeds, students, alpha) for alpha in (alone, family))
         shown = [f"{100 * size:.1f} points" if size < 1 else "nothing" for size in sizes]
         counted = f"{items:,} items, {seeds} seed{'s' if seeds > 1 else ''}"
         among = f"; among {declared} comparisons {shown[1]}" if name == which else ", not tested"
         lines.append(f"  {name}, {counted}: {shown[0]} alone{among}")
-    items = tasks_of(config).get(which)
+    items = tasks_of(config, prompts).get(which)
     if items is None:
         return lines
     lines.append(f"  to see of {which}, among {declared} comparisons:")
     for wanted in WANTED:
         lines.append(f"    {100 * wanted:g} points: {ways(wanted, items, seeds, students, family)}")
     if which == "IFEval":
-        lines.append(f"  (IFEval has {PROMPTS} prompts; a further task brings more)")
+        lines.append(f"  (IFEval has {most} prompts; a further task brings more)")
     return lines
