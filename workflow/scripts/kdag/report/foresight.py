@@ -81,7 +81,7 @@ def ways(wanted: float, items: int, seeds: int, students: int, alpha: float) -> 
 
 
 def told(config: Config, prompts: int, most: int) -> list[str]:
-    """Lines for `make plan`. prompts: of IFEval that are asked, as the planner counts them; most: all of them."""
+    """Lines for `make plan`. prompts: of IFEval, as the planner counts those that are asked; most: of all."""
     seeds, students = len(config.seeds), len(config.strategies) + 1
     declared = len(pairs(table_rows(config), config.statistics.family))
     alone, family = config.statistics.alpha, config.statistics.alpha / max(1, declared)
