@@ -5,7 +5,7 @@ BIN := .venv/bin
 LOCKED := -r envs/constraints.txt -r envs/requirements-demo.txt -r envs/requirements-ifbench.txt \
   -r envs/requirements-reasoning.txt
 
-.PHONY: help install why demo demo-methods test lint schema clean fidelity test-faults bench audit evidence lock advisories test-slurm orphans test-gpu test-unsloth bench-gpu doctor status run adopt plan publish
+.PHONY: help install why demo demo-methods test lint schema clean fidelity test-faults bench audit choose evidence lock advisories test-slurm orphans test-gpu test-unsloth bench-gpu doctor status run adopt plan publish
 .DEFAULT_GOAL := help
 CONFIG ?= config.yaml
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
@@ -95,6 +95,9 @@ orphans: install ## jobs that an earlier run left in SLURM for this folder; CANC
 
 audit: install ## make audit TABLE=file.csv [PROMPTS=file.jsonl] [N="column=n ..."]: what can a printed table be out of?
 	$(BIN)/python tools/audit_table.py --table "$(TABLE)" $(if $(PROMPTS),--prompts "$(PROMPTS)") $(addprefix --n ,$(N))
+
+choose: install ## make choose CONFIG=sweep.yaml: the best setting of each method in a sweep, by the rule of docs/study.md
+	@$(BIN)/python tools/choose.py --config $(CONFIG)
 
 advisories: install ## are vulnerabilities of the pinned packages known? where the package index has advisories
 	$(BIN)/pip install --quiet pip-audit==2.10.1

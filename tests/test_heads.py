@@ -66,7 +66,7 @@ def test_what_is_between_head_and_logits_is_not_forgotten(family):
 def test_a_head_that_is_not_known_is_refused():
     made = model("plain")
     made.config.logits_scaling = 3.0  # which Qwen 2 does not apply
-    with pytest.raises(UserError, match="as far as its family is known here: they differ by"):
+    with pytest.raises(UserError, match="as far as its family is known here: they are off by"):
         head.check_head(made, V)
 
 

@@ -52,7 +52,9 @@ def test_loss_and_gradients_are_those_of_padded_rows(kind, config):
     packed_loss, packed_gradients = loss_and_gradients(net)
     torch.testing.assert_close(packed_loss, loss, rtol=1e-12 if exact else 1e-5, atol=0)
     for ours, theirs in zip(packed_gradients, gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12 if exact else 1e-4)
+        torch.testing.assert_close(
+            ours, theirs, rtol=0, atol=1e-12 if exact else 1e-4 * float(theirs.abs().max())
+        )
 
 
 def test_checkpointed_layers_are_packed_when_they_are_computed_again():

@@ -28,7 +28,6 @@ from kdag.job.launching import one_process_per_gpu
 from kdag.training.memory import tokens_per_pass
 
 ANSWER = 4  # tokens
-PROBE = 16  # tokens of a row on which a model before it was saved and after it is loaded must agree
 
 
 def arguments():
@@ -148,24 +147,28 @@ class Check:
         """Of the first tokens of a row, on the CPU: a model is held no longer than it has to be."""
         import torch
 
+        from kdag.models.same import PROBE
+
         ids = torch.tensor([self.frame["input_ids"][0][:PROBE].tolist()], device=model.device)
         with torch.no_grad():
-            return model.eval()(input_ids=ids, use_cache=False).logits.float().cpu()
+            return model.eval()(input_ids=ids, use_cache=False).logits.cpu()
 
     def answer(self, name: str, trained_in: str) -> None:
         """Load what was saved, compare it with what was trained, and ask it for a few tokens."""
+        import torch
+
         from kdag.models.decoding import decode_greedily, load_model
-        from kdag.models.derive import TOLERANCE
+        from kdag.models.same import distance, same
 
         release()
         dtype = precision.settle(self.args.config["evaluation"]["dtype"], "evaluation.dtype")
         model, _ = load_model(self.scratch / name / "model", dtype, self.args.gpus)
-        apart = (self.logits(model) - self.said).abs().max().item()
-        allowed = max(TOLERANCE[dtype], TOLERANCE[precision.settle(trained_in, "dtype")])
-        if not apart <= allowed * max(1.0, self.said.abs().max().item()):
+        said = self.said.to(getattr(torch, precision.settle(trained_in, "dtype")))  # as it was saved
+        computed = self.logits(model)
+        if not same(said, computed):
             raise UserError(
-                "the model that was saved is not the one that was trained: their logits differ by up to "
-                f"{apart:.3g}"
+                "the model that was saved is not the one that was trained: its logits are off by "
+                f"{distance(said, computed):.1%}"
             )
         ids, targets = self.frame["input_ids"][0], self.frame["targets"][0]
         first = (targets != -100).argmax()  # predicts the first token of the answer

@@ -35,7 +35,7 @@ def main(args):
     with atomic_path(args.output) as partial:
         save.save(model, load.load_tokenizer(args.teacher), partial)
         del model
-        derive.check_same(cut, derive.computed(load.load_model(partial, dtype, to_device=False)), kind, dtype)
+        derive.check_same(cut, derive.computed(load.load_model(partial, dtype, to_device=False)), kind)
     write_manifest(
         args.manifest,
         stage="derive_student",

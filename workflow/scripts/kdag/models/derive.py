@@ -3,11 +3,10 @@
 import torch
 
 from kdag.job.errors import UserError
+from kdag.models.same import PROBE, distance, same
 
 # Lists of layers' numbers, by the names that configurations give them; the others have an entry per layer.
 NUMBERS = ("mlp_only_layers", "full_attn_idxs", "global_attn_every_n_layers_idxs")
-PROBE = 16  # tokens that the cut network and the one on disk must agree on
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05, "float16": 0.01}
 
 
 def keep_layers(model, kept: list[int]) -> None:
@@ -66,17 +65,14 @@ def computed(model) -> tuple[torch.Tensor, list[dict]]:
         }
         for layer in model.base_model.layers
     ]
-    return model(input_ids=ids, use_cache=False).logits.float(), said
+    return model(input_ids=ids, use_cache=False).logits, said
 
 
-def check_same(cut, saved, kind: str, dtype: str) -> None:
+def check_same(cut, saved, kind: str) -> None:
     """UserError where the network on disk does not compute what the cut one did; both as of `computed`."""
-    tolerance = TOLERANCE.get(dtype, 0.05)
-    largest = max(1.0, cut[0].abs().max().item())
-    same = torch.allclose(cut[0], saved[0], rtol=tolerance, atol=tolerance * largest)
-    if not same or cut[1] != saved[1]:
+    if not same(cut[0], saved[0]) or cut[1] != saved[1]:
+        apart = f"its logits are off by {distance(cut[0], saved[0]):.1%}"
         raise UserError(
-            f"a {kind} cannot be cut: the student on disk is not the network that was cut (logits differ by "
-            f"up to {(cut[0] - saved[0]).abs().max():.3g}); its config.json tells layers by a rule that is "
-            "not known here; take a student of its own"
+            f"a {kind} cannot be cut: the student on disk is not the network that was cut ({apart}); its "
+            "config.json tells layers by a rule that is not known here; take a student of its own"
         )

@@ -13,6 +13,7 @@ import torch
 from kdag.job.errors import UserError
 from kdag.losses.cap import capped
 from kdag.models import packed
+from kdag.models.same import distance, same
 
 
 def base_model(model):
@@ -94,9 +95,8 @@ def check_head(model, vocabulary: int) -> None:
         hidden = hidden_states(model, ids, torch.ones_like(ids))
         rebuilt = capped((hidden @ head_weight(model, vocabulary).T).float(), logit_cap(model))
         own = base_model(model)(input_ids=ids, use_cache=False).logits[..., :vocabulary]
-    tolerance = 0.05 if hidden.dtype != torch.float32 else 1e-3
-    if not torch.allclose(rebuilt.float(), own.float(), rtol=tolerance, atol=tolerance):
+    if not same(own, rebuilt.to(own.dtype)):
         raise UserError(
             "the model's logits are not its head applied to its last hidden states, as far as its family is "
-            f"known here: they differ by up to {(rebuilt - own).abs().max():.3g}"
+            f"known here: they are off by {distance(own, rebuilt):.1%}"
         )
