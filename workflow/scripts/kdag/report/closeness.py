@@ -13,7 +13,7 @@ from scipy import stats as distributions
 from statsmodels.stats.power import TTestPower
 
 from kdag.job.errors import UserError
-from kdag.report import stats
+from kdag.report import letters, stats
 from kdag.report.comparisons import groups, pairs, pool_of
 from kdag.report.words import listed, named, p_value
 
@@ -75,19 +75,19 @@ def words(table: pd.DataFrame, alpha: float) -> str:
         return ""
     first = table.iloc[0]
     seeds = first["seeds"].split()
-    lines = [f"- {said}" for said in _found(table, alpha)]
-    rest = table[table["p_holm"] > alpha]
+    rest, many = table[table["p_holm"] > alpha], letters.wanted(table)
+    lines = [f"- {said}" for said in ([_order(table, alpha)] if many else _found(table, alpha))]
     if not rest.empty:
-        lines.append(f"- {_not_found(rest, len(rest) == len(table))}")
+        lines.append(f"- {_not_found(rest, len(table), many)}")
     how = "a paired t-test" if len(seeds) == 1 else "a test with rows and seeds both random"
     whose = "One training seed: of these models, not of the methods. " if len(seeds) == 1 else ""
-    many = f"{len(table)} comparisons in a family of their own, Holm's correction"
+    family = f"{len(table)} comparisons in a family of their own, Holm's correction"
     return "\n\n".join(
         [
             "Which student is closest to its teacher? A second question, asked apart from the scores.",
             "\n".join(lines),
             f"Tested: forward KL to the fine-tuned teacher, in nats per answer token, on {first['rows']:,} "
-            f"held-out rows by {how}, {'one comparison' if len(table) == 1 else many}, {100 * alpha:g} %. "
+            f"held-out rows by {how}, {'one comparison' if len(table) == 1 else family}, {100 * alpha:g} %. "
             f"{whose}A closer student need not score higher.",
         ]
     )
@@ -111,9 +111,24 @@ def _found(table: pd.DataFrame, alpha: float) -> list[str]:
     ]
 
 
-def _not_found(rest: pd.DataFrame, everywhere: bool) -> str:
+def _order(table: pd.DataFrame, alpha: float) -> str:
+    """All of them on one line, the closest first."""
+    kl = dict(zip(table["a"], table["kl_a"], strict=True)) | dict(zip(table["b"], table["kl_b"], strict=True))
+    values = {name: f"{kl[name]:.3f}" for name in sorted(kl, key=kl.get)}
+    differ = letters.differing(table, alpha)
+    return (
+        f"From the closest to the furthest, in nats: {letters.line(values, differ)}. Two that share a letter "
+        f"do not differ significantly; {len(differ)} of {len(table)} pairs do. Each pair with its interval: "
+        "report/closeness.csv."
+    )
+
+
+def _not_found(rest: pd.DataFrame, tested: int, many: bool) -> str:
     pairs_ = [f"{named(a)} and {named(b)}" for a, b in zip(rest["a"], rest["b"], strict=True)]
-    which = "any two of them" if everywhere and len(rest) > 1 else listed(pairs_)
+    if len(rest) == tested > 1:
+        which = "any two of them"
+    else:
+        which = f"the other {len(rest)} pairs" if many and len(rest) > 1 else listed(pairs_)
     text = f"No significant difference between {which}"
     if rest["detectable"].notna().all():
         size, count = rest["detectable"].max(), rest["rows"].iloc[0]

@@ -5,6 +5,7 @@ import math
 import pandas as pd
 
 from kdag.config.roster import SFT
+from kdag.report import letters
 from kdag.report.pool import LEVEL, SEEDS
 from kdag.report.words import listed, named, p_value
 
@@ -31,15 +32,16 @@ def verdict(comparisons: pd.DataFrame, alpha: float = 0.05) -> str:
 def _member(member: str, part: pd.DataFrame, alpha: float, comparisons: int) -> list[str]:
     """The lines of one member of the family: what survived, then what did not."""
     found = part[part["p_holm"] <= alpha]
-    lines = [
-        f"- {_finding(row)}"
-        for row in found.sort_values("difference", ascending=False, kind="stable").to_dict("records")
-    ]
+    many = letters.wanted(part) and not found.empty
+    ordered = found.sort_values("difference", ascending=False, kind="stable").to_dict("records")
+    lines = [f"- {said}" for said in ([_order(part, alpha)] if many else map(_finding, ordered))]
     rest = part[part["p_holm"] > alpha].assign(pair=lambda table: _names(member, table))
     if rest.empty:
         return lines
     strategies, baseline = member == "strategies", named(part["b"].iloc[0])
-    if not found.empty:
+    if many and len(rest) > 1:
+        which = f"between the other {len(rest)} pairs of strategies"
+    elif not found.empty:
         which = f"{'between' if strategies else f'from {baseline} for'} {listed(list(rest['pair']))}"
     elif strategies:
         which = "between any two strategies"
@@ -74,6 +76,21 @@ def _finding(row: dict) -> str:
     )
 
 
+def _order(part: pd.DataFrame, alpha: float) -> str:
+    """All strategies on one line, the best first: by how far each is from the mean of them, in points."""
+    total: dict[str, float] = {}
+    for row in part.to_dict("records"):
+        total[row["a"]] = total.get(row["a"], 0.0) + row["difference"]
+        total[row["b"]] = total.get(row["b"], 0.0) - row["difference"]
+    values = {name: f"{total[name] / len(total):+.1f}" for name in sorted(total, key=total.get, reverse=True)}
+    differ = letters.differing(part, alpha)
+    return (
+        "The strategies from the best to the worst, in points from their mean: "
+        f"{letters.line(values, differ)}. Two that share a letter do not differ significantly; "
+        f"{len(differ)} of {len(part)} pairs do. Each pair with its interval: report/comparisons.csv."
+    )
+
+
 def _detectable(rest: pd.DataFrame, comparisons: int) -> str:
     """What the tests could have shown: the largest of the pairs' numbers, so that it holds for each."""
     sizes, seeds = rest["detectable_family"], len(rest["seeds"].iloc[0].split())
@@ -91,12 +108,23 @@ def _detectable(rest: pd.DataFrame, comparisons: int) -> str:
         low, high = most["detectable_family_low"], most["detectable_family_high"]
         upper = "more than 100" if math.isinf(high) else f"{high:.1f}"
         limits = f"; between {low:.1f} and {upper}, since {seeds} seeds show only roughly how much seeds vary"
-    unknown = rest.loc[sizes.isna(), "pair"]
-    rider = f"; for {listed(list(unknown))} the seeds tell too little to say" if len(unknown) else ""
+    unknown = rest[sizes.isna()]
+    rider = f"; for {_which(rest, unknown)} the seeds tell too little to say" if len(unknown) else ""
     return (
         f"with {with_what} we could have detected {most['detectable_family']:.1f} points or more "
         f"(80 % power{limits}){rider}."
     )
+
+
+def _which(rest: pd.DataFrame, some: pd.DataFrame) -> str:
+    """Some of the pairs by name, or, if there are many, whom they are the pairs of."""
+    if len(some) > letters.MANY:
+        names = sorted(set(rest["a"]) | set(rest["b"]))
+        among = {name: ((some["a"] == name) | (some["b"] == name)).sum() for name in names}
+        of = [name for name in names if among[name] == ((rest["a"] == name) | (rest["b"] == name)).sum()]
+        if (some["a"].isin(of) | some["b"].isin(of)).all():
+            return f"the pairs with {listed([named(name) for name in of])}"
+    return listed(list(some["pair"]))
 
 
 def _allowed(member: str, rest: pd.DataFrame) -> str:
@@ -126,10 +154,12 @@ def _alone(rest: pd.DataFrame, alpha: float, comparisons: int) -> list[str]:
     if near.empty:
         return []
     whose, they = ("its", "it is") if len(near) == 1 else ("their", "they are")
+    which = listed(list(near["pair"])) if len(near) <= letters.MANY else f"{len(near)} of them"
     values = listed([f"p {p_value(p)}" for p in near["p"]])
+    if len(near) > 4:
+        values = f"p from {near['p'].min():.3f} to {near['p'].max():.3f}"
     return [
-        f"On {whose} own {listed(list(near['pair']))} would be significant ({values}); "
-        f"among {comparisons} comparisons {they} not."
+        f"On {whose} own {which} would be significant ({values}); among {comparisons} comparisons {they} not."
     ]
 
 
