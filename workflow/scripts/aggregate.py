@@ -11,6 +11,7 @@ from kdag.files.records import recorded
 from kdag.files.seals import check_source, read_sealed
 from kdag.job import cli
 from kdag.report import answers, budget, closeness, comparisons, measures, table
+from kdag.report import settings as different
 from kdag.report.verdict import verdict
 
 
@@ -75,10 +76,10 @@ def main(args):
     spread = comparisons.over_seeds(rows, items)
     trained = {model: read_manifest(path) for model, path in manifests.items()}
     budgets = budget.budget_table(rows, trained)
-    uneven = budget.sentence(budgets, budget.equal(trained))
+    uneven = [budget.sentence(budgets, budget.equal(trained)), different.sentence(rows, trained)]
     by_row = {model: np.array(found["by_row"]["forward_kl"]) for model, found in fidelity.items()}
     near = closeness.compare(rows, by_row, settings["fidelity_family"], settings["alpha"])
-    said = [verdict(tests, settings["alpha"]).strip(), closeness.words(near, settings["alpha"]), uneven]
+    said = [verdict(tests, settings["alpha"]).strip(), closeness.words(near, settings["alpha"]), *uneven]
     words = "\n\n".join(part for part in said if part) + "\n"
     write_text(args.closeness, near.to_csv(index=False))
     write_text(args.budget_csv, budgets.to_csv(index=False))
