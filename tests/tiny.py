@@ -159,7 +159,7 @@ def save_models(folder: Path) -> None:
 
 
 def save_models_of_two_tokenizers(folder: Path, kind: str = "bpe") -> None:
-    """teacher/ and student/ below `folder` as `save_models` makes them, but the teacher has another tokenizer."""
+    """teacher/ and student/ below `folder` as of `save_models`, but the teacher has another tokenizer."""
     corpus = [text for row in rows(200, seed=1) for text in row.values()]
     pair = {"teacher": other_tokenizer(corpus, kind), "student": tokenizer(corpus)}
     shapes = {

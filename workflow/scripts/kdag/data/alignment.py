@@ -1,16 +1,15 @@
-"""One answer in the tokens of two tokenizers: which run of the student's tokens says the same bytes as which run
-of the teacher's.
+"""One answer in the tokens of two tokenizers: which of the student's and of the teacher's say the same bytes.
 
     spelt = spelling(tokenizer)                what each of its tokens spells, in bytes; once per tokenizer
     widths(spelt, ids, text)                   bytes of the text that each token of an answer takes
     align(student, teacher)                    the spans, from the widths of both
 
-Tokens are spelled from the vocabulary, and neither from `decode` of single tokens, which makes U+FFFD of a part
-of a character, nor from a tokenizer's offsets, which count characters, give each part of a character all of it,
-and give an added blank the place of the character behind it. That the spelled bytes are the text's is checked
-row by row: a tokenizer that changes a text (NFC, lower case, blanks that are put together) is found by that,
-and the row has no alignment. A blank that a tokenizer puts before a text by itself (SentencePiece's dummy
-prefix) is the one change that is taken: its token, or that part of its token, has no bytes in the text.
+Tokens are spelled from the vocabulary, and neither from `decode` of single tokens, which makes U+FFFD of a
+part of a character, nor from a tokenizer's offsets, which count characters, give each part of a character all
+of it, and give an added blank the place of the character behind it. That the spelled bytes are the text's is
+checked row by row: a tokenizer that changes a text (NFC, lower case, blanks that are put together) is found
+by that, and the row has no alignment. A blank that a tokenizer puts before a text by itself (SentencePiece's
+dummy prefix) is the one change that is taken: its token, or that part of its token, has no bytes in the text.
 """
 
 import functools
@@ -25,8 +24,8 @@ from kdag.job.errors import UserError
 
 BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 BLANK = "\u2581"  # SentencePiece writes a blank as this
-# Each is spelled back to the byte by a tokenizer that keeps what it is given; more than one kind of text, since
-# a vocabulary without byte fallback may lack all of one.
+# Each is spelled back to the byte by a tokenizer that keeps what it is given; more than one kind of text,
+# since a vocabulary without byte fallback may lack all of one.
 PROBES = (
     "two words",
     "  two\n\tlines",
@@ -59,8 +58,8 @@ class Spelling:
 
 @dataclass(frozen=True)
 class Spans:
-    """The spans of an answer, in order. student, teacher [K, 2]: the first of a span's tokens and the one behind
-    its last; bytes [K, 2]: likewise of the text. All int64.
+    """The spans of an answer, in order. student, teacher [K, 2]: the first of a span's tokens and the one
+    behind its last; bytes [K, 2]: likewise of the text. All int64.
 
     Together the spans hold every byte of the text once. A token in no span is a control token that the other
     side has no counterpart of.
@@ -111,8 +110,8 @@ def sentencepiece(piece: str) -> bytes | None:
 def spelling(tokenizer) -> Spelling:
     """What the tokens of a tokenizer of transformers spell, fast or not.
 
-    Of the known ways to write bytes as tokens it is the one that spells most PROBES back. UserError if there is
-    none, as for vocabularies that drop blanks (BERT's).
+    Of the known ways to write bytes as tokens it is the one that spells most PROBES back. UserError if there
+    is none, as for vocabularies that drop blanks (BERT's).
     """
     vocabulary = tokenizer.get_vocab()
     added = tokenizer.added_tokens_decoder
@@ -175,13 +174,15 @@ def widths(spelt: Spelling, ids: Sequence[int], text: str | bytes) -> np.ndarray
 
 def changed(spelled: bytes, text: bytes) -> str:
     """How the tokens of a text spell another one, in a line."""
+    if spelled.startswith(b" ") and not text.startswith(b" "):
+        spelled = spelled[1:]  # a blank that is put before every text is not what is wrong
     short = min(len(spelled), len(text))
     place = next((i for i in range(short) if spelled[i] != text[i]), short)
     begin = max(place - SHOWN // 2, 0)
     parts = [part[begin : begin + SHOWN].decode(errors="replace") for part in (spelled, text)]
     why = "its tokens spell another text"
     try:
-        before, after = text.decode(), spelled.decode().removeprefix(" ")
+        before, after = text.decode(), spelled.decode()
     except UnicodeDecodeError:
         return f"{why}, from byte {place} on: {parts[0]!r} for {parts[1]!r}"
     for form in ("NFC", "NFD", "NFKC", "NFKD"):
@@ -202,7 +203,7 @@ class Side:
         self.at = self.end = 0
 
     def empty(self) -> tuple[int, int]:
-        """Take the tokens without bytes that come next: (how many up to the last control token, the others)."""
+        """Take the tokens without bytes: (how many up to the last control token, how many others)."""
         start, control = self.at, self.at
         while self.at < len(self.widths) and self.widths[self.at] <= 0:
             self.at += 1
@@ -218,9 +219,9 @@ class Side:
 def align(student: np.ndarray, teacher: np.ndarray) -> Spans:
     """The finest spans whose ends are ends of tokens on both sides. student, teacher: `widths` of one text.
 
-    Tokens without bytes: where both sides have control tokens between the same two bytes (the end of an answer),
-    they are a span of no bytes, or as many as there are if both have the same number; where one side has
-    them, they are in no span. The same holds of others, such as a dummy prefix's, but where one side has
+    Tokens without bytes: where both sides have control tokens between the same two bytes (the end of an
+    answer), they are a span of no bytes, or as many as there are if both have the same number; where one side
+    has them, they are in no span. The same holds of others, such as a dummy prefix's, but where one side has
     them, they belong to the span that follows, since the model has to predict them to say it, and at the very
     end to the one before. Between the tokens of one span all belong to it.
 
@@ -281,14 +282,14 @@ def common_tokens(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The tokens that both vocabularies have: (student's ids, teacher's ids), [C] int64, by the teacher's id.
 
-    Two tokens are the same if they spell the same bytes, whatever characters their vocabularies write them with
-    ("\u0120the" and "\u2581the"), and control tokens if they have the same name. Where several tokens of one
-    vocabulary spell the same, those that fall back to a byte come last, and the first of one side goes with the
-    first of the other, the second with the second. ends: the ids with which student and teacher end an answer,
-    the same whatever they are called.
+    Two tokens are the same if they spell the same bytes, whatever characters their vocabularies write them
+    with ("\u0120the" and "\u2581the"), and control tokens if they have the same name. Where several tokens of
+    one vocabulary spell the same, those that fall back to a byte come last, and the first of one side goes
+    with the first of the other, the second with the second. ends: the ids with which student and teacher end
+    an answer, the same whatever they are called.
 
-    TRL's GOLD compares the names alone, so of a byte-level and a SentencePiece vocabulary no token that begins
-    with a blank is common to it.
+    TRL's GOLD compares the names alone, so of a byte-level and a SentencePiece vocabulary no token that
+    begins with a blank is common to it.
     """
     ours, theirs = by_text(student), by_text(teacher)
     found = [

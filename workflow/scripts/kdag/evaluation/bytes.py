@@ -1,4 +1,4 @@
-"""How likely models with other tokenizers hold the same answers: nats per byte, which means the same for all."""
+"""How likely models hold the same answers, whatever their tokenizers: nats per byte."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,16 @@ def nll_per_byte(
     """Negative log-likelihood of answers under one model, in nats per byte of their UTF-8.
 
     nll [N]: -ln p of each token of the answers given all before it, in nats, at temperature 1, row after row;
-    row_lengths: the tokens of each row; widths: of each row the bytes of its tokens as `alignment.widths` gives
-    them, or None where the model's tokens do not spell the answer (AlignmentError): such a row is not defined.
+    row_lengths: the tokens of each row; widths: of each row the bytes of its tokens as `alignment.widths`
+    gives them, or None where the model's tokens do not spell the answer (AlignmentError): such a row is not
+    defined.
 
-    A token that takes bytes, or none as a dummy prefix, counts; a control token (-1), such as an answer's end,
-    does not, since it says no byte. `nats_per_byte` is all nats over all bytes of the rows that are defined;
-    None without a byte. by_row: likewise of each row.
+    A token that takes bytes, or none as a dummy prefix, counts; a control token (-1), such as an answer's
+    end, does not, since it says no byte. `nats_per_byte` is all nats over all bytes of the rows that are
+    defined; None without a byte. by_row: likewise of each row.
 
-    A text has several tokenisations and this is the likelihood of one, so it is an upper bound of the text's own
-    nats, as every published figure of bits per byte is.
+    A text has several tokenisations and this is the likelihood of one, so it is an upper bound of the text's
+    own nats, as every published figure of bits per byte is.
 
     ValueError if the numbers of tokens differ.
     """

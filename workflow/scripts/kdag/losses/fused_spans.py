@@ -1,8 +1,8 @@
 """Cross-entropy plus a loss across tokenizers from hidden states, chunk by chunk.
 
-The logits of either side exist for a chunk of tokens or spans at a time, also in the backward pass, which makes
-them anew. However many tokens a span has, one row of logits of it is compared; of its other tokens only the
-log-prob of the token itself is needed.
+The logits of either side exist for a chunk of tokens or spans at a time, also in the backward pass, which
+makes them anew. However many tokens a span has, one row of logits of it is compared; of its other tokens only
+the log-prob of the token itself is needed.
 """
 
 from functools import partial
@@ -43,12 +43,12 @@ def span_distill_loss(
     Where each span is one token on either side this is `fused.distill_loss`.
 
     student_hidden [N_s, d_s], student_head [V_s, d_s], targets [N_s], teacher_hidden [N_t, d_t], teacher_head
-    [V_t, d_t], teacher_targets [N_t], both targets already shifted: targets[i] is the token that row i predicts.
-    student_spans, teacher_spans [K, 2] int64: rows of a span, the first and the one behind the last; K alike,
-    no row in two spans. CE is of all targets but -100, and none of these may lie in a span.
+    [V_t, d_t], teacher_targets [N_t], both targets already shifted: targets[i] is the token that row i
+    predicts. student_spans, teacher_spans [K, 2] int64: rows of a span, the first and the one behind the
+    last; K alike, no row in two spans. CE is of all targets but -100, and none of these may lie in a span.
 
-    loss, loss_params: D, what `spans.load` gave, and its keywords. merge: see `merged`. num_items, num_spans: of
-    the whole effective batch, so that micro-batches add up; default: of this call. The others are those of
+    loss, loss_params: D, what `spans.load` gave, and its keywords. merge: see `merged`. num_items, num_spans:
+    of the whole effective batch, so that micro-batches add up; default: of this call. The others are those of
     `distill_loss`. ValueError for shapes and settings that do not fit.
 
     metrics: as of distill_loss, `divergence_sum` being that over spans, and their number `spans`.
@@ -150,7 +150,7 @@ def span_values(student: Side, teacher: Side, *, loss, loss_params, merge="bayes
 
 
 def compared(student: Side, teacher: Side, loss, loss_params, hidden, fixed, teacher_hidden, teacher_fixed):
-    """The loss [k] of spans with the rows hidden [k, d] that are compared, and fixed [k], ln P of their others."""
+    """The loss [k] of spans: hidden [k, d] of the tokens compared, fixed [k] ln P of the others in a span."""
     ours = merged(logp_of(hidden, student.head, student.cap, student.temperature), fixed)
     theirs = merged(logp_of(teacher_hidden, teacher.head, teacher.cap, teacher.temperature), teacher_fixed)
     return loss(ours, theirs, **loss_params)
@@ -160,9 +160,9 @@ def merged(logp, fixed):
     """ln of what a model holds likely in the place of a span [k, V]: one token's distribution times the
     probabilities of the span's other tokens, as they are. So it sums to exp(fixed) and not to 1.
 
-    Which token keeps its distribution is what TRL calls uld_token_merge_strategy: `bayesian`, the last, so that
-    it is the chain rule's P(first tokens, v) for every v; `observed`, the first. TRL's default is `observed`,
-    with logits that are one position late (its `bayesian` shifts them); here no logits are late.
+    Which token keeps its distribution is what TRL calls uld_token_merge_strategy: `bayesian`, the last, so
+    that it is the chain rule's P(first tokens, v) for every v; `observed`, the first. TRL's default is
+    `observed`, with logits that are one position late (its `bayesian` shifts them); here no logits are late.
     """
     return logp + fixed[:, None]
 

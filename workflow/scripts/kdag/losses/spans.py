@@ -1,7 +1,7 @@
 """The losses across tokenizers by name, each a file in the folder spans/ next to this module.
 
-A span is a run of the student's tokens and a run of the teacher's that say the same bytes (data/alignment.py).
-A file of spans/ holds one loss, per span:
+A span is a run of the student's tokens and a run of the teacher's that say the same bytes
+(data/alignment.py). A file of spans/ holds one loss, per span:
 
     value(student_logp, teacher_logp, **params) -> [K]
     DISTRIBUTIONS     what it compares: True, what either model holds likely instead of a span, [K, V_s] and

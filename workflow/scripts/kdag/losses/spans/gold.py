@@ -10,8 +10,8 @@ TRL 1.15, trl.experimental.gold, ULDLoss._compute_hybrid_uld_loss with uld_use_h
 
 With equal vocabularies w is 1, and the loss is D. TRL's D is the generalised JSD at beta = 0.5; beta 0 and 1
 are fkl and rkl there. Two differences: TRL raises probabilities below 1e-8 to that before the logarithm, here
-the logarithm is exact; and TRL calls tokens common by name, here alignment.common_tokens decides. D is in nats,
-ULD in probability.
+the logarithm is exact; and TRL calls tokens common by name, here alignment.common_tokens decides. D is in
+nats, ULD in probability.
 """
 
 import torch
@@ -24,8 +24,8 @@ DISTRIBUTIONS = True
 def value(student_logp, teacher_logp, *, common, divergence, divergence_params=None, weights=None):
     """[K]; student_logp [K, V_s], teacher_logp [K, V_t].
 
-    common: (student's ids [C], teacher's ids [C]); divergence: D, what `divergences.load` gave. weights: those
-    of the common tokens and of the others.
+    common: (student's ids [C], teacher's ids [C]); divergence: D, what `divergences.load` gave. weights:
+    those of the common tokens and of the others.
     """
     ours, theirs = common
     total = student_logp.new_zeros(len(student_logp))

@@ -1,13 +1,15 @@
 """How likely teacher and student hold a span: KL between two coins.
 
-    p = P_teacher(span)^(1 / tau), q = P_student(span)^(1 / tau),  P(span) = product of its tokens' probabilities
+    p = P_teacher(span)^(1 / tau), q = P_student(span)^(1 / tau)
     loss = p ln(p / q) + (1 - p) ln((1 - p) / (1 - q)), in nats
+
+P(span) is the product of the probabilities of its tokens, each given what comes before it.
 
 Approximate likelihood matching (ALM), arXiv 2503.20083, without its debiasing: either the span is said, or
 something else. tau is its binarization_temp, 100 in the settings that its code (bminixhofer/tokenkit,
-compute_alm_loss) ships; 1 compares the probabilities as they are. That code minimises the cross-entropy of the
-coins, which has the same gradient, and takes 1e-6 off the log-probs, so that 1 - q is not 0; here it is the
-dtype's own precision.
+compute_alm_loss) ships; 1 compares the probabilities as they are. That code minimises the cross-entropy of
+the coins, which has the same gradient, and takes 1e-6 off the log-probs, so that 1 - q is not 0; here it is
+the dtype's own precision.
 
 At tau = 1, for a span of one token, this is the KL of the two distributions with all other tokens as one
 outcome, hence never above fkl. It needs nothing of the vocabularies, and of the teacher only the log-probs of

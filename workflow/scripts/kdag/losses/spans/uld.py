@@ -5,8 +5,8 @@ authors' code has it (Nicolas-BZRD/llm-recipes, models/distillation_model.py): e
 shorter one is filled up with zeros. In probability, not in nats: 0 to 2.
 
 That code pairs the k-th token of one answer with the k-th of the other and leaves out what the longer answer
-has more; `by_position` does the same. With the spans of an alignment it is TRL's extended ULD (use_extended_uld
-of trl.experimental.gold). Neither source multiplies by T^2.
+has more; `by_position` does the same. With the spans of an alignment it is TRL's extended ULD
+(use_extended_uld of trl.experimental.gold). Neither source multiplies by T^2.
 """
 
 import torch
