@@ -121,27 +121,26 @@ def other_tokenizer(corpus: list[str], kind: str = "bpe", vocabulary: int = 500,
     return wrapped
 
 
-def model(vocabulary: int, *, hidden: int, layers: int, tied: bool, seed: int):
+def model(vocabulary: int, *, hidden: int, layers: int, tied: bool, seed: int, family: str = "Qwen2"):
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    import transformers
 
     torch.manual_seed(seed)
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=vocabulary,
-            hidden_size=hidden,
-            intermediate_size=2 * hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=4096,
-            tie_word_embeddings=tied,
-            initializer_range=0.2,
-            bos_token_id=None,
-            eos_token_id=2,
-            pad_token_id=0,
-        )
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
     )
+    return getattr(transformers, f"{family}ForCausalLM")(config)
 
 
 def save_models(folder: Path) -> None:
@@ -159,11 +158,14 @@ def save_models(folder: Path) -> None:
 
 
 def save_models_of_two_tokenizers(folder: Path, kind: str = "bpe") -> None:
-    """teacher/ and student/ below `folder` as of `save_models`, but the teacher has another tokenizer."""
+    """teacher/ and student/ below `folder` as of `save_models`, but the teacher has another tokenizer.
+
+    It is a Llama: of a Qwen2 transformers reads the tokenizer as byte-level, whatever its files say.
+    """
     corpus = [text for row in rows(200, seed=1) for text in row.values()]
     pair = {"teacher": other_tokenizer(corpus, kind), "student": tokenizer(corpus)}
     shapes = {
-        "teacher": {"hidden": 64, "layers": 4, "tied": False, "seed": 1},
+        "teacher": {"hidden": 64, "layers": 4, "tied": False, "seed": 1, "family": "Llama"},
         "student": {"hidden": 32, "layers": 2, "tied": True, "seed": 2},
     }
     for name, shape in shapes.items():

@@ -40,7 +40,7 @@ def span_distill_loss(
 ):
     """(1 - w) CE summed over tokens / num_items + w T^2 D summed over spans / num_spans -> (loss, metrics).
 
-    Where each span is one token on either side this is `fused.distill_loss`.
+    With one tokenizer for both and `gold` this is the loss of `fused.distill_loss`.
 
     student_hidden [N_s, d_s], student_head [V_s, d_s], targets [N_s], teacher_hidden [N_t, d_t], teacher_head
     [V_t, d_t], teacher_targets [N_t], both targets already shifted: targets[i] is the token that row i
@@ -59,7 +59,9 @@ def span_distill_loss(
         raise ValueError(f"temperature = {temperature} is not positive")
     ce_weight, kl_weight = (1 - kl_weight, kl_weight) if use_ce else (0.0, 1.0)
     check_shapes("student", student_hidden, student_head, targets)
-    total = student_hidden.new_zeros((), dtype=torch.promote_types(student_hidden.dtype, torch.float32))
+    total = 0
+    for tensor in (student_hidden, student_head):  # a graph to both, also of a batch without a span
+        total = total + tensor[:0].sum(dtype=accurate(tensor.dtype))
     metrics = {"ce_sum": total.detach(), "divergence_sum": total.detach()}
     tokens = int((targets != IGNORE).sum())
     if ce_weight:
