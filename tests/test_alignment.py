@@ -14,6 +14,7 @@ from kdag.data.alignment import (
     AlignmentError,
     Spelling,
     align,
+    align_row,
     byte_level,
     common_tokens,
     spelling,
@@ -323,6 +324,63 @@ def test_a_vocabulary_that_drops_blanks_is_refused():
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     with pytest.raises(UserError, match="do not spell the text"):
         spelling(PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]"))
+
+
+# --- rows ---------------------------------------------------------------------------------------
+
+
+def row_of(name: str, prompts: list[str], answers: list[str]) -> tuple[list[int], list[int]]:
+    ids, mask = [], []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        given, learned = ids_of(name, prompt), [*ids_of(name, answer), TOKENIZERS[name].eos_token_id]
+        ids += given + learned
+        mask += [0] * len(given) + [1] * len(learned)
+    return ids, mask
+
+
+PAIR = "byte-level-2", "bpe"
+
+
+def test_a_row_s_spans_are_those_of_its_answers_among_the_learned_tokens():
+    answers = ["the river 201", "\u4e2d \U0001f600"]
+    rows = [row_of(name, ["Q: ", " next?"], answers) for name in PAIR]
+    found = align_row(*(spelling(TOKENIZERS[name]) for name in PAIR), *rows, answers)
+    assert [found.student[-1, 1], found.teacher[-1, 1]] == [sum(mask) for _, mask in rows]
+    assert found.bytes[-1].tolist() == [13 + 8, 13 + 8]  # the end of the second answer
+    ends = ["<|im_end|>"], ["</s>"]
+    first = align(*(with_control(name, answers[0], after=end) for name, end in zip(PAIR, ends, strict=True)))
+    assert np.array_equal(found.student[: len(first)], first.student)
+    assert np.array_equal(found.teacher[: len(first)], first.teacher)
+    learned = [np.asarray(ids)[np.asarray(mask) == 1] for ids, mask in rows]
+    words = []
+    for name, ids, runs in zip(PAIR, learned, (found.student, found.teacher), strict=True):
+        decode = TOKENIZERS[name].decode
+        words.append([decode(ids[first:last], skip_special_tokens=True).strip() for first, last in runs])
+    assert words[0] == words[1] and "201" in words[0]
+
+
+def test_rows_of_other_answers_are_refused():
+    spelt = [spelling(TOKENIZERS[name]) for name in PAIR]
+    prompts, texts = ["a", "b"], ["the", "river falls"]
+    rows = [row_of(name, prompts, texts) for name in PAIR]
+    for wrong, message in (
+        (["the"], "the student's row has 2 answers for 1 texts"),
+        (["the", "River falls"], "answer 1, student: its tokens spell another text, from byte 0 on"),
+    ):
+        with pytest.raises(AlignmentError, match=message):
+            align_row(*spelt, *rows, wrong)
+    ids, mask = rows[1]
+    with pytest.raises(AlignmentError, match="answer 1, teacher: its tokens spell another text, from byte"):
+        align_row(*spelt, rows[0], (ids[:-2], mask[:-2]), texts)
+    with pytest.raises(AlignmentError, match="the teacher's row has 1 answers for 2 texts"):
+        align_row(*spelt, rows[0], row_of("bpe", ["a"], ["the"]), texts)
+
+
+def test_a_row_without_an_answer_has_no_span():
+    spelt = spelling(TOKENIZERS["bpe"])
+    assert len(align_row(spelt, spelt, ([5, 6], [0, 0]), ([5, 6], [0, 0]), [])) == 0
+    # A first token is predicted by nothing, so it is not learned.
+    assert len(align_row(spelt, spelt, ([300], [1]), ([300], [1]), [])) == 0
 
 
 # --- spelling -----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
     spelt = spelling(tokenizer)                what each of its tokens spells, in bytes; once per tokenizer
     widths(spelt, ids, text)                   bytes of the text that each token of an answer takes
     align(student, teacher)                    the spans, from the widths of both
+    align_row(student, teacher, ...)           the spans of a whole row, from its ids and masks
 
 Tokens are spelled from the vocabulary, and neither from `decode` of single tokens, which makes U+FFFD of a
 part of a character, nor from a tokenizer's offsets, which count characters, give each part of a character all
@@ -155,13 +156,7 @@ def widths(spelt: Spelling, ids: Sequence[int], text: str | bytes) -> np.ndarray
     spell the text.
     """
     text = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else bytes(text)
-    pieces: list[bytes | None] = []
-    for place, number in enumerate(ids):
-        known = 0 <= number < len(spelt.pieces)
-        piece = spelt.pieces[number] if known else None
-        if piece is None and not (known and number in spelt.control):
-            raise AlignmentError(f"token {place} (id {number}) spells no known bytes")
-        pieces.append(piece)
+    pieces = pieces_of(spelt, ids)
     spelled = b"".join(filter(None, pieces))
     found = np.array([-1 if piece is None else len(piece) for piece in pieces], dtype=np.int64)
     if spelled == text:
@@ -170,6 +165,18 @@ def widths(spelt: Spelling, ids: Sequence[int], text: str | bytes) -> np.ndarray
         found[np.flatnonzero(found > 0)[0]] -= 1
         return found
     raise AlignmentError(changed(spelled, text))
+
+
+def pieces_of(spelt: Spelling, ids: Sequence[int]) -> list[bytes | None]:
+    """What each token spells, None for a control token; AlignmentError if that is not known of one."""
+    pieces: list[bytes | None] = []
+    for place, number in enumerate(ids):
+        known = 0 <= number < len(spelt.pieces)
+        piece = spelt.pieces[number] if known else None
+        if piece is None and not (known and number in spelt.control):
+            raise AlignmentError(f"token {place} (id {number}) spells no known bytes")
+        pieces.append(piece)
+    return pieces
 
 
 def changed(spelled: bytes, text: bytes) -> str:
@@ -269,9 +276,45 @@ def with_rest(spans: list[tuple[int, ...]], s_end: int, t_end: int, s_begin: int
     return spans
 
 
-def made(spans: list[tuple[int, ...]]) -> Spans:
+def made(spans) -> Spans:
+    """Spans of rows (student's first, behind last, teacher's first, behind last, first byte, behind last)."""
     table = np.array(spans, dtype=np.int64).reshape(-1, 6)
     return Spans(table[:, 0:2], table[:, 2:4], table[:, 4:6])
+
+
+def align_row(student: Spelling, teacher: Spelling, student_row, teacher_row, texts: Sequence[str]) -> Spans:
+    """The spans of the learned answers of a conversation, each row being its (ids [n], mask [n]).
+
+    texts: of the answers, without what ends them. Tokens are counted among the learned ones, as their targets
+    and hidden states are stored, from 0 on; bytes over all answers. An answer is a run of learned tokens.
+
+    AlignmentError, with the answer and the side, if one of them does not spell the texts.
+    """
+    spans, before = [], np.zeros(3, dtype=np.int64)  # tokens of either side and bytes of the answers so far
+    sides = {"student": (student, student_row), "teacher": (teacher, teacher_row)}
+    runs = {name: learned_runs(*row) for name, (_, row) in sides.items()}
+    for name, found in runs.items():
+        if len(found) != len(texts):
+            raise AlignmentError(f"the {name}'s row has {len(found)} answers for {len(texts)} texts")
+    for number, text in enumerate(texts):
+        taken = []
+        for name, (spelt, _) in sides.items():
+            try:
+                taken.append(widths(spelt, runs[name][number], text))
+            except AlignmentError as error:
+                raise AlignmentError(f"answer {number}, {name}: {error}") from error
+        found = align(*taken)
+        spans.append(np.concatenate([found.student, found.teacher, found.bytes], 1) + before.repeat(2))
+        before = before + [*map(len, taken), len(text.encode())]
+    return made(np.concatenate(spans) if spans else [])
+
+
+def learned_runs(ids, mask) -> list[list[int]]:
+    """The ids of each run of learned tokens. A row's first token has nothing before it that predicts it."""
+    ids, mask = np.asarray(ids), np.asarray(mask).copy()
+    mask[:1] = 0
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask, [0]])))
+    return [ids[first:last].tolist() for first, last in edges.reshape(-1, 2)]
 
 
 # --- vocabularies -------------------------------------------------------------------------------
