@@ -102,8 +102,8 @@ def byte_level(piece: str) -> bytes | None:
 
 def sentencepiece(piece: str) -> bytes | None:
     """A piece of a SentencePiece vocabulary: text with its blanks as U+2581, or one byte as <0xE2>."""
-    if found := BYTE_PIECE.fullmatch(piece):
-        return bytes([int(found[1], 16)])
+    if byte := BYTE_PIECE.fullmatch(piece):
+        return bytes([int(byte[1], 16)])
     return piece.replace(BLANK, " ").encode()
 
 
@@ -128,10 +128,10 @@ def spelling(tokenizer) -> Spelling:
                 fallback.add(number)
         for number, token in added.items():
             pieces[number] = None if number in control else token.content.encode()
-        found = Spelling(tuple(pieces), control, frozenset(fallback - added.keys()))
-        spelled = sum(spells(tokenizer, found, probe) for probe in PROBES)
-        if spelled > most:
-            best, most = found, spelled
+        candidate = Spelling(tuple(pieces), control, frozenset(fallback - added.keys()))
+        kept = sum(spells(tokenizer, candidate, probe) for probe in PROBES)
+        if kept > most:
+            best, most = candidate, kept
     if best is None or not spells(tokenizer, best, PROBES[0]):
         raise UserError(
             f"the tokens of {type(tokenizer).__name__} do not spell the text that they are made of: tried as "
@@ -158,12 +158,12 @@ def widths(spelt: Spelling, ids: Sequence[int], text: str | bytes) -> np.ndarray
     text = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else bytes(text)
     pieces = pieces_of(spelt, ids)
     spelled = b"".join(filter(None, pieces))
-    found = np.array([-1 if piece is None else len(piece) for piece in pieces], dtype=np.int64)
+    taken = np.array([-1 if piece is None else len(piece) for piece in pieces], dtype=np.int64)
     if spelled == text:
-        return found
+        return taken
     if spelled == b" " + text:
-        found[np.flatnonzero(found > 0)[0]] -= 1
-        return found
+        taken[np.flatnonzero(taken > 0)[0]] -= 1
+        return taken
     raise AlignmentError(changed(spelled, text))
 
 
@@ -249,7 +249,7 @@ def align(student: np.ndarray, teacher: np.ndarray) -> Spans:
             s_begin, t_begin = s.at, t.at
         start = s.end
         if start == sizes[0]:
-            return made(with_rest(spans, s.at, t.at, s_begin, t_begin))
+            return spans_from(with_rest(spans, s.at, t.at, s_begin, t_begin))
         s.take(), t.take()
         while s.end != t.end:
             (s if s.end < t.end else t).take()
@@ -276,7 +276,7 @@ def with_rest(spans: list[tuple[int, ...]], s_end: int, t_end: int, s_begin: int
     return spans
 
 
-def made(spans) -> Spans:
+def spans_from(spans) -> Spans:
     """Spans of rows (student's first, behind last, teacher's first, behind last, first byte, behind last)."""
     table = np.array(spans, dtype=np.int64).reshape(-1, 6)
     return Spans(table[:, 0:2], table[:, 2:4], table[:, 4:6])
@@ -293,9 +293,9 @@ def align_row(student: Spelling, teacher: Spelling, student_row, teacher_row, te
     spans, before = [], np.zeros(3, dtype=np.int64)  # tokens of either side and bytes of the answers so far
     sides = {"student": (student, student_row), "teacher": (teacher, teacher_row)}
     runs = {name: learned_runs(*row) for name, (_, row) in sides.items()}
-    for name, found in runs.items():
-        if len(found) != len(texts):
-            raise AlignmentError(f"the {name}'s row has {len(found)} answers for {len(texts)} texts")
+    for name, answers in runs.items():
+        if len(answers) != len(texts):
+            raise AlignmentError(f"the {name}'s row has {len(answers)} answers for {len(texts)} texts")
     for number, text in enumerate(texts):
         taken = []
         for name, (spelt, _) in sides.items():
@@ -303,10 +303,10 @@ def align_row(student: Spelling, teacher: Spelling, student_row, teacher_row, te
                 taken.append(widths(spelt, runs[name][number], text))
             except AlignmentError as error:
                 raise AlignmentError(f"answer {number}, {name}: {error}") from error
-        found = align(*taken)
-        spans.append(np.concatenate([found.student, found.teacher, found.bytes], 1) + before.repeat(2))
+        aligned = align(*taken)
+        spans.append(np.concatenate([aligned.student, aligned.teacher, aligned.bytes], 1) + before.repeat(2))
         before = before + [*map(len, taken), len(text.encode())]
-    return made(np.concatenate(spans) if spans else [])
+    return spans_from(np.concatenate(spans) if spans else [])
 
 
 def learned_runs(ids, mask) -> list[list[int]]:
@@ -335,20 +335,20 @@ def common_tokens(
     begins with a blank is common to it.
     """
     ours, theirs = by_text(student), by_text(teacher)
-    found = [
+    shared = [
         (s, t) for text, numbers in theirs.items() for t, s in zip(numbers, ours.get(text, ()), strict=False)
     ]
     if ends:
-        found = [pair for pair in found if pair[0] != ends[0] and pair[1] != ends[1]] + [ends]
-    table = np.array(sorted(found, key=lambda pair: pair[1]), dtype=np.int64).reshape(-1, 2)
+        shared = [pair for pair in shared if pair[0] != ends[0] and pair[1] != ends[1]] + [ends]
+    table = np.array(sorted(shared, key=lambda pair: pair[1]), dtype=np.int64).reshape(-1, 2)
     return table[:, 0], table[:, 1]
 
 
 def by_text(spelt: Spelling) -> dict[bytes | str, list[int]]:
     """The tokens that spell the same bytes, or have the same name as control tokens."""
-    found: dict[bytes | str, list[int]] = {name: [number] for number, name in spelt.control.items()}
+    ids: dict[bytes | str, list[int]] = {name: [number] for number, name in spelt.control.items()}
     numbers = range(len(spelt.pieces))
     for number in sorted(numbers, key=lambda number: number in spelt.fallback):
         if spelt.pieces[number] is not None:
-            found.setdefault(spelt.pieces[number], []).append(number)
-    return found
+            ids.setdefault(spelt.pieces[number], []).append(number)
+    return ids

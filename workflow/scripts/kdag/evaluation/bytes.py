@@ -38,10 +38,10 @@ def nll_per_byte(
             raise ValueError(f"a row has {len(row)} tokens and widths of {len(taken)}")
         nats.append(float(row[taken >= 0].sum()))
         sizes.append(int(taken.clamp(min=0).sum()))
-    counted = [found for found, size in zip(nats, sizes, strict=True) if size]
+    counted = [row_nats for row_nats, size in zip(nats, sizes, strict=True) if size]
     return {
         "nats_per_byte": sum(counted) / sum(sizes) if counted else None,
         "bytes": sum(sizes),
         "undefined_rows": sum(not size for size in sizes),
-        "by_row": [found / size if size else None for found, size in zip(nats, sizes, strict=True)],
+        "by_row": [row_nats / size if size else None for row_nats, size in zip(nats, sizes, strict=True)],
     }

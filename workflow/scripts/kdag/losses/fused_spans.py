@@ -14,6 +14,9 @@ from kdag.losses import products
 from kdag.losses.fused import IGNORE, check_shapes, distill_loss, even_chunks, same_dtype
 from kdag.losses.spans import MERGES, SpanLoss
 
+# Tensors of a chunk's size that are held at a time, by which a default chunk is smaller.
+HELD = 4
+
 
 def span_distill_loss(
     student_hidden,
@@ -65,12 +68,12 @@ def span_distill_loss(
     metrics = {"ce_sum": total.detach(), "divergence_sum": total.detach()}
     tokens = int((targets != IGNORE).sum())
     if ce_weight:
-        ce, found = distill_loss(
+        ce, ce_metrics = distill_loss(
             *(student_hidden, student_head, None, None, targets),
             **{"divergence": None, "divergence_params": None, "kl_weight": 0, "temperature": 1},
             **{"num_items": num_items, "chunk_tokens": chunk_tokens, "student_cap": student_cap},
         )
-        total, metrics["ce_sum"] = total + ce_weight * ce, found["ce_sum"]
+        total, metrics["ce_sum"] = total + ce_weight * ce, ce_metrics["ce_sum"]
     if kl_weight:
         check_shapes("teacher", teacher_hidden, teacher_head, teacher_targets)
         check_spans(student_spans, teacher_spans, targets, teacher_targets)
@@ -146,9 +149,13 @@ def span_values(student: Side, teacher: Side, *, loss, loss_params, merge="bayes
             fixed = rows != row[of]
             parts += [side.hidden[row], side.likelihoods(rows[fixed], of[fixed], chunk_tokens)]
         compare = partial(compared, student, teacher, loss, loss_params)
-        size = chunk_tokens or even_chunks(len(student.spans), max(len(student.head), len(teacher.head)))
-        found = [run(compare, *(part[i : i + size] for part in parts)) for i in range(0, len(parts[0]), size)]
-        return torch.cat(found) if found else parts[1]
+        size = chunk_tokens or even_chunks(
+            len(student.spans), HELD * max(len(student.head), len(teacher.head))
+        )
+        values = [
+            run(compare, *(part[i : i + size] for part in parts)) for i in range(0, len(parts[0]), size)
+        ]
+        return torch.cat(values) if values else parts[1]
 
 
 def compared(student: Side, teacher: Side, loss, loss_params, hidden, fixed, teacher_hidden, teacher_fixed):
@@ -179,13 +186,13 @@ def members(spans) -> tuple[torch.Tensor, torch.Tensor]:
 
 def token_logp(hidden, head, targets, *, cap=None, temperature=1.0, chunk_tokens=None) -> torch.Tensor:
     """ln P(targets) [n] of hidden [n, d] and head [V, d], in fp32 or better."""
-    size = chunk_tokens or even_chunks(len(hidden), len(head))
+    size = chunk_tokens or even_chunks(len(hidden), HELD * len(head))
 
     def picked(some, wanted):
         return logp_of(some, head, cap, temperature).gather(1, wanted[:, None].long()).squeeze(1)
 
-    found = [run(picked, hidden[i : i + size], targets[i : i + size]) for i in range(0, len(hidden), size)]
-    return torch.cat(found) if found else hidden.new_zeros(0, dtype=accurate(hidden.dtype))
+    values = [run(picked, hidden[i : i + size], targets[i : i + size]) for i in range(0, len(hidden), size)]
+    return torch.cat(values) if values else hidden.new_zeros(0, dtype=accurate(hidden.dtype))
 
 
 def logp_of(hidden, head, cap, temperature) -> torch.Tensor:

@@ -24,8 +24,8 @@ DISTRIBUTIONS = True
 def value(student_logp, teacher_logp, *, common, divergence, divergence_params=None, weights=None):
     """[K]; student_logp [K, V_s], teacher_logp [K, V_t].
 
-    common: (student's ids [C], teacher's ids [C]); divergence: D, what `divergences.load` gave. weights:
-    those of the common tokens and of the others.
+    common: (student's ids [C], teacher's ids [C]), on the log-probs' device; divergence: D, what
+    `divergences.load` gave. weights: those of the common tokens and of the others.
     """
     ours, theirs = common
     total = student_logp.new_zeros(len(student_logp))
