@@ -120,10 +120,6 @@ class Side:
         self.hidden, self.head = same_dtype(hidden, head)
         self.targets, self.spans, self.cap, self.temperature = targets, spans, cap, temperature
 
-    def detached(self) -> "Side":
-        hidden, head = self.hidden.detach(), self.head.detach()
-        return Side(hidden, head, self.targets, self.spans, self.cap, self.temperature)
-
     def likelihoods(self, rows, of, chunk_tokens) -> torch.Tensor:
         """ln P [K] of the tokens in `rows` [M], added up by the spans `of` [M] that they are in."""
         logp = token_logp(
@@ -134,11 +130,10 @@ class Side:
 
 
 def span_values(student: Side, teacher: Side, *, loss, loss_params, merge="bayesian", chunk_tokens=None):
-    """The loss of each span [K], with the student's gradient."""
+    """The loss of each span [K], with the gradient of the student alone, to which `SpanLoss` sees."""
     if merge not in MERGES:
         raise ValueError(f"merge = {merge!r} is none of {', '.join(MERGES)}")
     with torch.autocast(student.hidden.device.type, enabled=False):
-        teacher = teacher.detached()
         if not loss.distributions:
             both = (side.likelihoods(*members(side.spans), chunk_tokens) for side in (student, teacher))
             return loss(*both, **loss_params)
