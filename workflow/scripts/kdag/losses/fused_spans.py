@@ -130,7 +130,7 @@ class Side:
 
 
 def span_values(student: Side, teacher: Side, *, loss, loss_params, merge="bayesian", chunk_tokens=None):
-    """The loss of each span [K], with the gradient of the student alone, to which `SpanLoss` sees."""
+    """The loss of each span [K]. Only the student gets a gradient: `SpanLoss` detaches the teacher."""
     if merge not in MERGES:
         raise ValueError(f"merge = {merge!r} is none of {', '.join(MERGES)}")
     with torch.autocast(student.hidden.device.type, enabled=False):
