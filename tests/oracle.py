@@ -131,3 +131,17 @@ def loss(student_hidden, student_head, teacher_hidden, teacher_head, targets, na
 
 def skew_bound(skew_lambda):
     return -math.log(skew_lambda)
+
+
+def uld(p, q):
+    """ULD, 2402.12030: both sorted, the shorter one filled with zeros, sum |.|."""
+    p, q = (sorted(side.tolist(), reverse=True) for side in (p, q))
+    length = max(len(p), len(q))
+    p, q = (side + [0.0] * (length - len(side)) for side in (p, q))
+    return sum(abs(a - b) for a, b in zip(p, q, strict=True))
+
+
+def span_likelihood(p_tokens, q_tokens, tau):
+    """ALM, 2503.20083: the KL of two coins, each the tau-th root of the product of a span's probabilities."""
+    p, q = math.prod(p_tokens) ** (1 / tau), math.prod(q_tokens) ** (1 / tau)
+    return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))

@@ -77,27 +77,70 @@ def tokenizer(corpus: list[str], vocabulary: int = 400):
     return wrapped
 
 
-def model(vocabulary: int, *, hidden: int, layers: int, tied: bool, seed: int):
+def other_tokenizer(corpus: list[str], kind: str = "bpe", vocabulary: int = 500, normalizer=None):
+    """A tokenizer as SentencePiece makes them, another kind than `tokenizer`: blanks are U+2581, one of them
+    before the first word, and what no piece has is said in bytes, <0xE2>. kind: bpe or unigram.
+
+    normalizer: of `tokenizers`, before the blanks are written.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<unk>", "<s>", "</s>"]
+    in_bytes = [f"<0x{byte:02X}>" for byte in range(256)]
+    size = {"vocab_size": vocabulary - len(in_bytes), "special_tokens": special, "show_progress": False}
+    steps = [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    learned = Tokenizer(models.BPE() if kind == "bpe" else models.Unigram())
+    learned.normalizer = normalizers.Sequence(steps)
+    if kind == "bpe":
+        # Words begin with a blank, as SentencePiece cuts them.
+        from tokenizers import pre_tokenizers
+
+        learned.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
+        learned.train_from_iterator(corpus, trainers.BpeTrainer(**size))
+        state = json.loads(learned.to_str())["model"]
+        pieces = sorted(state["vocab"], key=state["vocab"].get)[len(special) :]
+        vocab = {piece: number for number, piece in enumerate([*special, *in_bytes, *pieces])}
+        merges = [tuple(pair) for pair in state["merges"]]
+        made = models.BPE(vocab, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+    else:
+        learned.train_from_iterator(corpus, trainers.UnigramTrainer(unk_token="<unk>", **size))
+        scored = json.loads(learned.to_str())["model"]["vocab"][len(special) :]
+        lowest = min(score for _, score in scored) - 10
+        vocab = [(piece, 0.0) for piece in special] + [(piece, lowest) for piece in in_bytes]
+        made = models.Unigram([*vocab, *map(tuple, scored)], unk_id=0, byte_fallback=True)
+    whole = Tokenizer(made)
+    whole.normalizer = normalizers.Sequence([*([normalizer] if normalizer else []), *steps])
+    whole.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=whole, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>"
+    )
+    wrapped.chat_template = TEMPLATE.replace("<|im_end|>", "</s>").replace("<|im_start|>", "<s>")
+    return wrapped
+
+
+def model(vocabulary: int, *, hidden: int, layers: int, tied: bool, seed: int, family: str = "Qwen2"):
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    import transformers
 
     torch.manual_seed(seed)
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=vocabulary,
-            hidden_size=hidden,
-            intermediate_size=2 * hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=4096,
-            tie_word_embeddings=tied,
-            initializer_range=0.2,
-            bos_token_id=None,
-            eos_token_id=2,
-            pad_token_id=0,
-        )
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=2,
+        pad_token_id=0,
     )
+    return getattr(transformers, f"{family}ForCausalLM")(config)
 
 
 def save_models(folder: Path) -> None:
@@ -112,6 +155,22 @@ def save_models(folder: Path) -> None:
         extra = shape.pop("extra")
         model(len(shared) + extra, **shape).save_pretrained(folder / name)
         shared.save_pretrained(folder / name)
+
+
+def save_models_of_two_tokenizers(folder: Path, kind: str = "bpe") -> None:
+    """teacher/ and student/ below `folder` as of `save_models`, but the teacher has another tokenizer.
+
+    It is a Llama: of a Qwen2 transformers reads the tokenizer as byte-level, whatever its files say.
+    """
+    corpus = [text for row in rows(200, seed=1) for text in row.values()]
+    pair = {"teacher": other_tokenizer(corpus, kind), "student": tokenizer(corpus)}
+    shapes = {
+        "teacher": {"hidden": 64, "layers": 4, "tied": False, "seed": 1, "family": "Llama"},
+        "student": {"hidden": 32, "layers": 2, "tied": True, "seed": 2},
+    }
+    for name, shape in shapes.items():
+        model(len(pair[name]), **shape).save_pretrained(folder / name)
+        pair[name].save_pretrained(folder / name)
 
 
 def configuration(folder: Path) -> dict:

@@ -1,0 +1,30 @@
+"""Universal logit distillation: sum over ranks |q_(r) - p_(r)|, q_(r) the r-th largest probability.
+
+arXiv 2402.12030: the Wasserstein distance of two distributions whose tokens all cost the same to move. As the
+authors' code has it (Nicolas-BZRD/llm-recipes, models/distillation_model.py): either side is sorted, and the
+shorter one is filled up with zeros. In probability, not in nats: 0 to 2.
+
+That code pairs the k-th token of one answer with the k-th of the other and leaves out what the longer answer
+has more; `by_position` does the same. With the spans of an alignment it is TRL's extended ULD
+(use_extended_uld of trl.experimental.gold). Neither source multiplies by T^2.
+"""
+
+import torch
+
+DISTRIBUTIONS = True
+
+
+def value(student_logp, teacher_logp):
+    """[K]; student_logp [K, V_s], teacher_logp [K, V_t]."""
+    student, teacher = (
+        logp.exp().sort(dim=-1, descending=True).values for logp in (student_logp, teacher_logp)
+    )
+    common = min(student.shape[-1], teacher.shape[-1])
+    distance = (student[..., :common] - teacher[..., :common]).abs().sum(-1)
+    return distance + student[..., common:].sum(-1) + teacher[..., common:].sum(-1)
+
+
+def by_position(students: int, teachers: int) -> torch.Tensor:
+    """The spans [K, 2] of either side of an answer of so many tokens, paired by their place in it."""
+    first = torch.arange(min(students, teachers))
+    return torch.stack([first, first + 1], dim=1)
