@@ -69,8 +69,8 @@ def _compare_pair(known, by_row, a: str, b: str, pooled, alpha: float) -> dict:
     }
 
 
-def words(table: pd.DataFrame, alpha: float) -> str:
-    """Markdown, to stand behind the verdict; empty if nothing was tested."""
+def words(table: pd.DataFrame, alpha: float, teacher: str = "the fine-tuned teacher") -> str:
+    """Markdown, to stand behind the verdict; empty if nothing was tested. teacher: what it is called."""
     if table.empty:
         return ""
     first = table.iloc[0]
@@ -86,7 +86,7 @@ def words(table: pd.DataFrame, alpha: float) -> str:
         [
             "Which student is closest to its teacher? A second question, asked apart from the scores.",
             "\n".join(lines),
-            f"Tested: forward KL to the fine-tuned teacher, in nats per answer token, on {first['rows']:,} "
+            f"Tested: forward KL to {teacher}, in nats per answer token, on {first['rows']:,} "
             f"held-out rows by {how}, {'one comparison' if len(table) == 1 else many}, {100 * alpha:g} %. "
             f"{whose}A closer student need not score higher.",
         ]
