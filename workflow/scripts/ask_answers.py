@@ -47,7 +47,8 @@ def main(args):
     answers = asking.answers(
         server, args.teacher, given, sampled, chat.end_ids, journal, parallel=args.parallel, unit="answers"
     )
-    texts = [tokenizer.decode([i for i in a.ids if i not in chat.end_ids]) for a in answers]
+    said = [[token for token in answer.ids if token not in chat.end_ids] for answer in answers]
+    texts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for ids in said]
     write_rows(args.train, given, [a.ids for a in answers], texts, args.output)
     report = {
         "answers": len(answers),

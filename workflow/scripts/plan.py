@@ -11,8 +11,8 @@ from pathlib import Path
 
 from kdag.config import yaml_file
 from kdag.config.experiment import Config
-from kdag.config.sources import SERVER
 from kdag.config.stages import source_name, stage_params
+from kdag.config.teacher import SERVER
 from kdag.files.atomic import write_json
 from kdag.files.reading import read_json
 from kdag.job import cli

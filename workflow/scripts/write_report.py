@@ -10,8 +10,8 @@ import yaml
 from kdag.config.experiment import Config
 from kdag.config.roster import TEACHER
 from kdag.config.section import checked
-from kdag.config.sources import SERVER
 from kdag.config.stages import shown
+from kdag.config.teacher import SERVER
 from kdag.files.atomic import write_json, write_text
 from kdag.files.manifest import read_manifest
 from kdag.files.reading import read_json, read_jsonl

@@ -22,9 +22,10 @@ from kdag.config.resources import Resources
 from kdag.config.roster import RESERVED
 from kdag.config.sampling import Sampling
 from kdag.config.section import Section, error_lines, suggestion
-from kdag.config.sources import SERVER, Data, Student, Teacher
+from kdag.config.sources import Data, Student
 from kdag.config.statistics import Statistics
 from kdag.config.strategies import Strategy
+from kdag.config.teacher import SERVER, Teacher
 from kdag.config.training import Distillation, TeacherCache, TeacherTraining
 
 LONGEST_NAME = 100  # characters; a file's name may have 255, and further words are put to these

@@ -1,6 +1,5 @@
 """The sections that say where models, rows and prompts come from."""
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_serializer, model_validator
@@ -11,11 +10,6 @@ from kdag.files import readers
 from kdag.job.errors import UserError
 
 GENERATED = "reasoning-gym"
-SERVER = "server"
-# Of a teacher behind a server, and of no other source: how it is reached, which decides no result, and what
-# it is asked.
-REACHED = ("url", "key", "timeout", "retries", "parallel")
-ASKED = ("api", "logprobs")
 IFEVAL_KEYS = ("key", "prompt", "instruction_id_list", "kwargs")
 
 
@@ -43,9 +37,8 @@ class Source(Section):
             "path": {"path"},
             "package": {"package", "file"},
             "reasoning-gym": {"id"},
-            SERVER: {"id"},
         }[self.source]
-        optional = {"revision"} if self.source in ("hub", SERVER) else set()
+        optional = {"revision"} if self.source == "hub" else set()
         given = {k for k in ("id", "revision", "path", "package", "file") if getattr(self, k)}
         if missing := sorted(wanted - given):
             raise ValueError(f"source {self.source} needs {', '.join(missing)}")
@@ -108,68 +101,6 @@ class Data(DataSource, Columns):
         if columns and (problems := self.problems(columns)):
             raise ValueError("; ".join(problems))
         return self
-
-
-class Teacher(ModelSource):
-    """The large model: fetched and fine-tuned here, or behind a server, which is asked and not trained."""
-
-    source: Literal["hub", "path", "package", "server"] = Field("hub", description="where it comes from")
-    id: str | None = Field(
-        None, description="hub: the repository, owner/name; server: the name that its /v1/models gives it"
-    )
-    revision: str | None = Field(
-        None,
-        description="hub: commit, branch or tag; null: the newest when fetched, recorded. server: a word of "
-        "yours, to be changed when other weights answer to the same name",
-    )
-    online: bool = Field(
-        False, description="run the teacher next to every student instead of reading its cache"
-    )
-    api: Literal["vllm", "sglang", "openai"] = Field(
-        "vllm", description="server: what it speaks; openai: text only, /v1/completions of any server"
-    )
-    logprobs: bool = Field(
-        False, description="server: ask it for teacher_cache.top_k log-probabilities per token too"
-    )
-    url: str = Field("http://localhost:8000/v1", description="server: where it is, up to /v1")
-    key: str | None = Field(
-        None,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="server: the environment variable that holds its API key, as OPENAI_API_KEY; null: none",
-    )
-    timeout: int = Field(600, gt=0, description="server: seconds that one answer may take")
-    retries: int = Field(5, ge=0, le=20, description="server: how often a request is sent again")
-    parallel: int = Field(8, gt=0, le=1024, description="server: requests at a time")
-
-    @model_validator(mode="after")
-    def _keys_of_a_server(self):
-        own = [
-            key for key in (*ASKED, *REACHED) if getattr(self, key) != type(self).model_fields[key].default
-        ]
-        if self.source != SERVER:
-            if own:
-                raise ValueError(f"source {self.source} does not take {own[0]}")
-            return self
-        if not re.fullmatch(r"https?://[^\s@{}?#]+", self.url):
-            raise ValueError("url: http://host:port/v1 is needed, without a password, braces, ? or #")
-        if self.online:
-            raise ValueError("online: true needs the teacher's weights, which a server keeps")
-        if self.logprobs and self.api == "openai":
-            raise ValueError(
-                "logprobs: true needs api vllm or sglang, whose answers name tokens by their ids; a text may "
-                "stand for several"
-            )
-        return self
-
-    @model_serializer(mode="wrap")
-    def _a_server_s_keys_are_a_server_s(self, dump):
-        """Without the keys that only a server has, if there is none."""
-        unused = () if self.source == SERVER else (*ASKED, *REACHED)
-        return {key: value for key, value in dump(self).items() if key not in unused}
-
-    def asked(self) -> dict:
-        """What decides a server's answers, as far as it is known here."""
-        return {key: getattr(self, key) for key in ("id", "revision", "api")}
 
 
 class Derive(Section):

@@ -10,7 +10,8 @@ from pathlib import Path
 from kdag.config.experiment import Config
 from kdag.config.kinds import DATASET, STUDENT
 from kdag.config.roster import behind_server, table_rows
-from kdag.config.sources import GENERATED, REACHED, DataSource, Source
+from kdag.config.sources import GENERATED, DataSource, Source
+from kdag.config.teacher import REACHED
 from kdag.config.training import DistillationJob, MixedJob, Training
 from kdag.files.hashes import canonical_json, sha256_json
 

@@ -14,8 +14,8 @@ from kdag.config.kinds import DATASET, NO_DIVERGENCE, STUDENT
 from kdag.config.kinds import TEACHER as TEACHERS
 from kdag.config.roster import TEACHER, home_of, neighbours, table_rows
 from kdag.config.schedules import is_schedule
-from kdag.config.sources import SERVER
 from kdag.config.stages import canonical, shown, stage_params
+from kdag.config.teacher import SERVER
 from kdag.files.manifest import read_manifest
 from kdag.files.reading import read_json
 from kdag.files.seals import read_sealed

@@ -98,9 +98,9 @@ def further(rows: list[dict], tasks: pd.DataFrame, cell) -> dict[str, list]:
 def fidelity_table(rows: list[dict], fidelity: dict[str, dict]) -> pd.DataFrame:
     """One row per student: means per held-out answer token; the ratio is to the untrained student."""
     measured = [row for row in rows if row["model"] in fidelity]
-    refuse_mixture(measured, fidelity, how=lambda measures: {"dtype": measures.get("dtype")})
-    if not fidelity:
+    if not measured:
         return pd.DataFrame(columns=["model"])
+    refuse_mixture(measured, fidelity, how=lambda measures: {"dtype": measures.get("dtype")})
     untrained = fidelity[STUDENT_UNTRAINED]["forward_kl"]
     return pd.DataFrame(
         {

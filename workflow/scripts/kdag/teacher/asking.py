@@ -19,7 +19,9 @@ from kdag.teacher.server import APIS, Answer, Client, Server, StoppedError
 def arguments(parser) -> None:
     """How a server is reached, for the scripts that ask one; no part of a job's parameters."""
     parser.add_argument("--url", required=True, help="where the server is, up to /v1")
-    parser.add_argument("--key", default="", help="the environment variable that holds its API key")
+    parser.add_argument(
+        "--key", nargs="?", default="", const="", help="the environment variable that holds its API key"
+    )
     parser.add_argument("--timeout", type=int, default=600, help="seconds that one answer may take")
     parser.add_argument("--retries", type=int, default=5, help="how often a request is sent again")
     parser.add_argument("--parallel", type=int, default=8, help="requests at a time")

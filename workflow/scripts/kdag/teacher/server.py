@@ -321,6 +321,7 @@ class OpenAI(Server):
         said = choice.get("text")
         if not isinstance(said, str):
             raise RefusedError(f"{self.client.url}: an answer without a text")
+        said = said.rstrip("\ufffd")  # a character that was cut in the middle of its bytes
         ids = tokens(self.tokenizer, said)[: sampling["max_new_tokens"]]
         return self.ended(ids, choice.get("finish_reason"), ends)
 
