@@ -32,7 +32,8 @@ def compare(rows: list[dict], by_row: dict[str, np.ndarray], family: list[str], 
     """
     declared = pairs(rows, family) if family else []
     known = groups(rows)
-    together = pool_of(known, {model: each.mean() for model, each in by_row.items()})
+    means = {model: each.mean() for model, each in by_row.items()}
+    together = pool_of(known, means) if declared else None
     found = [
         {"family": member, "a": a, "b": b}
         | _compare_pair(known, by_row, a, b, together and together.of_mean(a, b), alpha / len(declared))
