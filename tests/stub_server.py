@@ -25,6 +25,7 @@ class Stub:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.name, self.key, self.requests = name, key, []
         self.before = self.change = lambda *_: None
+        self.penalty = 1.0  # on tokens that are there, unless a request says otherwise
         self.lock = threading.Lock()
 
     def __enter__(self):
@@ -85,7 +86,8 @@ class Stub:
         if path == "/generate":
             return self.sglang(body)
         ids = self.ids(body["prompt"])
-        said, reason = self.continued(ids, body["max_tokens"], body.get("stop_token_ids", [2]))
+        penalty = body.get("repetition_penalty", body.get("repeat_penalty", self.penalty))
+        said, reason = self.continued(ids, body["max_tokens"], body.get("stop_token_ids", [2]), penalty)
         choice = {"index": 0, "text": self.tokenizer.decode(said, skip_special_tokens=True)}
         choice |= {"finish_reason": reason, "logprobs": None}
         if body.get("return_token_ids"):
@@ -104,7 +106,8 @@ class Stub:
     def sglang(self, body: dict) -> dict:
         ids = body.get("input_ids") or self.ids(body["text"])
         sampling = body["sampling_params"]
-        said, reason = self.continued(ids, sampling["max_new_tokens"], sampling.get("stop_token_ids", [2]))
+        ends, penalty = sampling.get("stop_token_ids", [2]), sampling.get("repetition_penalty", self.penalty)
+        said, reason = self.continued(ids, sampling["max_new_tokens"], ends, penalty)
         meta = {"prompt_tokens": len(ids), "finish_reason": {"type": reason}}
         if body.get("return_logprob"):
             scored = self.scored(ids, body.get("top_logprobs_num", 0))
@@ -131,10 +134,12 @@ class Stub:
             )
         ]
 
-    def continued(self, ids: list[int], count: int, ends: list[int]) -> tuple[list[int], str]:
+    def continued(self, ids: list[int], count: int, ends: list[int], penalty: float) -> tuple[list, str]:
         said = []
         while len(said) < count:
-            said.append(self.logp([*ids, *said])[-1].argmax().item())
+            logp = self.logp([*ids, *said])[-1]
+            logp[list({*ids, *said})] *= penalty
+            said.append(logp.argmax().item())
             if said[-1] in ends:
                 return said, "stop"
         return said, "length"

@@ -12,6 +12,7 @@ SERVER = "server"
 # it is asked.
 REACHED = ("url", "key", "timeout", "retries", "parallel")
 ASKED = ("api", "logprobs")
+TEXT_ONLY = ("llamacpp", "openai")
 
 
 class Teacher(ModelSource):
@@ -29,8 +30,8 @@ class Teacher(ModelSource):
     online: bool = Field(
         False, description="run the teacher next to every student instead of reading its cache"
     )
-    api: Literal["vllm", "sglang", "openai"] = Field(
-        "vllm", description="server: what it speaks; openai: text only, /v1/completions of any server"
+    api: Literal["vllm", "sglang", "llamacpp", "openai"] = Field(
+        "vllm", description="server: what it speaks; llamacpp, openai (/v1/completions of any): text only"
     )
     logprobs: bool = Field(
         False, description="server: ask it for teacher_cache.top_k log-probabilities per token too"
@@ -68,7 +69,7 @@ class Teacher(ModelSource):
             raise ValueError("url: http://host:port/v1 is needed, without a password, braces, ? or #")
         if self.online:
             raise ValueError("online: true needs the teacher's weights, which a server keeps")
-        if self.logprobs and self.api == "openai":
+        if self.logprobs and self.api in TEXT_ONLY:
             raise ValueError(
                 "logprobs: true needs api vllm or sglang, whose answers name tokens by their ids; a text may "
                 "stand for several"

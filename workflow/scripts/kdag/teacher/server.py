@@ -1,4 +1,4 @@
-"""A teacher behind an HTTP server: vLLM, SGLang, or any that has OpenAI's /v1/completions.
+"""A teacher behind an HTTP server: vLLM, SGLang, llama.cpp, or any that has OpenAI's /v1/completions.
 
     server.answer(prompt, sampling, ends)    what it says to a prompt
     server.scores(ids, k)                    its k likeliest tokens at each position of a text, with log-probs
@@ -154,7 +154,7 @@ class Server:
     def completed(self, body: dict) -> dict:
         """The one choice of /v1/completions; its model must be the one that was asked."""
         answer = self.client.call(f"{self.client.url}/completions", {"model": self.model, **body})
-        if answer.get("model", self.model) != self.model:
+        if str(answer.get("model", self.model)).split("@")[0] != self.model.split("@")[0]:  # name@revision
             said = self.client.told(str(answer["model"]))
             raise RefusedError(f"{self.client.url}: the model {said!r} answered, {self.model!r} was asked")
         choices = answer.get("choices")
@@ -208,6 +208,7 @@ class Vllm(Server):
         body = {
             "prompt": prompt,
             "max_tokens": sampling["max_new_tokens"],
+            **WHOLE,
             **{key: sampling[key] for key in SAMPLED if key in sampling},
             "stop_token_ids": list(ends),
             "return_token_ids": True,
@@ -256,7 +257,7 @@ class Sglang(Server):
 
     def answer(self, prompt: list[int], sampling: dict, ends: tuple[int, ...]) -> Answer:
         """sampling: as Vllm.answer takes it; SGLang takes no seed unless it runs deterministically."""
-        chosen = {key: sampling[key] for key in SAMPLED if key in sampling and key != "seed"}
+        chosen = WHOLE | {key: sampling[key] for key in SAMPLED if key in sampling and key != "seed"}
         found = self.generated(
             {"input_ids": prompt},
             max_new_tokens=sampling["max_new_tokens"],
@@ -293,9 +294,10 @@ class Sglang(Server):
 
 
 class OpenAI(Server):
-    """Text in, text out, by /v1/completions with the standard's own fields only: llama.cpp's server,
-    `transformers serve`, and others. The prompt is the rendered text; how many tokens the server read of it
-    (usage.prompt_tokens) must be how many we have.
+    """Text in, text out, by /v1/completions with the standard's own fields only: `transformers serve`, say.
+
+    The prompt is the rendered text; how many tokens the server read of it (usage.prompt_tokens) must be how
+    many we have. What the standard has no field for, top-k or a penalty, is as the server has it.
     """
 
     def __init__(self, client: Client, model: str, tokenizer):
@@ -316,6 +318,7 @@ class OpenAI(Server):
         begun = len(self.begins) if prompt[:1] == self.begins else 0
         text = self.tokenizer.decode(prompt[begun:], clean_up_tokenization_spaces=False)
         chosen = {key: sampling[key] for key in ("temperature", "top_p", "seed") if key in sampling}
+        chosen |= self.further(sampling)
         choice = self.completed({"prompt": text, "max_tokens": sampling["max_new_tokens"], **chosen})
         self.check_usage(choice, prompt)
         said = choice.get("text")
@@ -325,12 +328,25 @@ class OpenAI(Server):
         ids = tokens(self.tokenizer, said)[: sampling["max_new_tokens"]]
         return self.ended(ids, choice.get("finish_reason"), ends)
 
-    def scores(self, ids: list[int], k: int) -> list:
-        raise RefusedError("teacher.api openai gives no log-probabilities of given tokens")
+    def further(self, sampling: dict) -> dict:
+        """Fields besides the standard's."""
+        return {}
+
+
+class LlamaCpp(OpenAI):
+    """llama.cpp's own server, and llama-cpp-python's, whose defaults are no plain sampling: top-k 40, min-p
+    0.05, and in the latter a penalty of 1.1 (llama_cpp/server/types.py of 0.3.36), with temperature 0 too.
+    """
+
+    def further(self, sampling: dict) -> dict:
+        stops = {"stop": sampling["stop"]} if "stop" in sampling else {}
+        return {"top_k": 0, "min_p": 0.0, "repeat_penalty": sampling.get("repetition_penalty", 1.0), **stops}
 
 
 SAMPLED = ("temperature", "top_p", "repetition_penalty", "seed", "stop")
-APIS = {"vllm": Vllm, "sglang": Sglang, "openai": OpenAI}
+# Said to servers that would else take what the model's generation_config.json has.
+WHOLE = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+APIS = {"vllm": Vllm, "sglang": Sglang, "llamacpp": LlamaCpp, "openai": OpenAI}
 
 
 def token_ids(found) -> list:
