@@ -31,7 +31,7 @@ wildcard_constraints:
 
 
 include: "workflow/rules/data.smk"
-include: "workflow/rules/teacher.smk"
+include: "workflow/rules/server.smk" if SERVER else "workflow/rules/teacher.smk"
 include: "workflow/rules/students.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/results.smk"

@@ -10,6 +10,7 @@
 # needs(stage)    the resources of a job: GPUs, memory, time; planned: seconds that it should take; gpu_mb: the
 #                 GPU memory that it should take, by which `--resources gpu_mb=n` puts jobs on one GPU
 # model_home(id)  the folder with model/ and manifest.json of a model
+# SERVER          is the teacher behind a server? Then rules/server.smk takes the place of rules/teacher.smk
 import functools
 import os
 import re
@@ -39,6 +40,7 @@ from kdag.config.roster import (
     STUDENT_UNTRAINED,
     TEACHER as TEACHER_TRAINED,
     TEACHER_UNTRAINED,
+    behind_server,
     compared_ids,
     home_of,
     model_ids,
@@ -75,6 +77,7 @@ STUDENTS = student_ids(CONFIG)
 TRAINED = trained_ids(CONFIG)
 COMPARED = compared_ids(CONFIG)
 TASKS = list(CONFIG.evaluation.tasks)
+SERVER = behind_server(CONFIG)
 TRAININGS = ("sft_teacher", "sft_student", "distill")
 # Strategies whose students answer themselves while they train, and those that learn from fixed answers.
 ON_POLICY = [name for name, chosen in CONFIG.strategies.items() if kinds.STUDENT in chosen.answers]
@@ -232,6 +235,7 @@ def local_template(chat):
 
 TEACHER = fetched("models", "fetch_teacher")
 STUDENT = "<results>/student" if CONFIG.student.derive else fetched("models", "fetch_student")
+SPOKEN = STUDENT if SERVER else TEACHER  # whose tokenizer and template the teacher has
 DATASET = fetched("datasets", "fetch_dataset")
 PROMPTS = fetched("datasets", "fetch_prompts")
 NLTK = "resources/nltk_data"

@@ -3,23 +3,25 @@
 # The fetch rules are the only ones that touch the network; they run where Snakemake runs.
 
 
-rule fetch_teacher:
-    input:
-        code=code("fetch_model"),
-        files=local_files(CONFIG.teacher),
-    output:
-        model=directory(f"{TEACHER}/model"),
-        manifest=f"{TEACHER}/manifest.json",
-    log:
-        "<logs>/fetch_teacher.log",
-    localrule: True
-    conda:
-        "../../envs/train.yaml"
-    params:
-        config=params("fetch_teacher"),
-    shell:
-        "python {input.code[0]:q} --config {params.config:q} --output {output.model:q}"
-        " --manifest {output.manifest:q} --log-file {log:q}"
+if not SERVER:
+
+    rule fetch_teacher:
+        input:
+            code=code("fetch_model"),
+            files=local_files(CONFIG.teacher),
+        output:
+            model=directory(f"{TEACHER}/model"),
+            manifest=f"{TEACHER}/manifest.json",
+        log:
+            "<logs>/fetch_teacher.log",
+        localrule: True
+        conda:
+            "../../envs/train.yaml"
+        params:
+            config=params("fetch_teacher"),
+        shell:
+            "python {input.code[0]:q} --config {params.config:q} --output {output.model:q}"
+            " --manifest {output.manifest:q} --log-file {log:q}"
 
 
 if CONFIG.student.derive:
@@ -143,8 +145,8 @@ rule settle_chat:
     input:
         code=code("settle_chat"),
         template=local_template(CONFIG.chat),
-        teacher=f"{TEACHER}/manifest.json",
-        teacher_model=ancient(f"{TEACHER}/model"),
+        teacher=f"{SPOKEN}/manifest.json",
+        teacher_model=ancient(f"{SPOKEN}/model"),
         student=f"{STUDENT}/manifest.json",
         student_model=ancient(f"{STUDENT}/model"),
     output:
@@ -166,8 +168,8 @@ rule subset:
         code=code("subset"),
         rows=f"{DATASET}/rows.jsonl",
         chat=CHAT,
-        teacher=f"{TEACHER}/manifest.json",
-        teacher_model=ancient(f"{TEACHER}/model"),
+        teacher=f"{SPOKEN}/manifest.json",
+        teacher_model=ancient(f"{SPOKEN}/model"),
         student=f"{STUDENT}/manifest.json",
         student_model=ancient(f"{STUDENT}/model"),
     output:

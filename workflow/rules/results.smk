@@ -82,7 +82,10 @@ rule write_cards:
         template=shipped("report/model_card.md.j2"),
         data="<results>/data/manifest.json",
         scores=expand("<results>/eval/{model}/scores.json", model=MODELS),
-        fidelity=expand("<results>/eval/{model}/fidelity.json", model=STUDENTS),
+        fidelity=expand(
+            "<results>/eval/{model}/fidelity.json",
+            model=[model for model in STUDENTS if model in COMPARED],
+        ),
         manifests=[f"{model_home(model)}/manifest.json" for model in MODELS],
         intervals="<results>/report/intervals.csv",
     output:

@@ -20,7 +20,7 @@ def arguments():
     parser.add_argument("--config", type=json.loads, required=True, help="rows, tasks and statistics")
     parser.add_argument("--scores", type=Path, nargs="+", required=True, help="eval/<model>/scores.json")
     parser.add_argument("--manifests", type=Path, nargs="+", required=True, help="manifest.json of each row")
-    parser.add_argument("--fidelity", type=Path, nargs="+", required=True, help="eval/<model>/fidelity.json")
+    parser.add_argument("--fidelity", type=Path, nargs="*", default=[], help="eval/<model>/fidelity.json")
     parser.add_argument("--tasks", type=Path, nargs="*", default=[], help="eval/<model>/<task>/scores.json")
     parser.add_argument("--table", type=Path, required=True, help="table.md, written")
     parser.add_argument("--csv", type=Path, required=True, help="table.csv, written")
@@ -78,8 +78,9 @@ def main(args):
     budgets = budget.budget_table(rows, trained)
     uneven = [budget.sentence(budgets, budget.equal(trained)), different.sentence(rows, trained)]
     by_row = {model: np.array(found["by_row"]["forward_kl"]) for model, found in fidelity.items()}
-    near = closeness.compare(rows, by_row, settings["fidelity_family"], settings["alpha"])
-    said = [verdict(tests, settings["alpha"]).strip(), closeness.words(near, settings["alpha"]), *uneven]
+    near = closeness.compare(rows, by_row, settings["fidelity_family"] if fidelity else [], settings["alpha"])
+    close = closeness.words(near, settings["alpha"], table.taught(rows))
+    said = [verdict(tests, settings["alpha"]).strip(), close, *uneven]
     words = "\n\n".join(part for part in said if part) + "\n"
     write_text(args.closeness, near.to_csv(index=False))
     write_text(args.budget_csv, budgets.to_csv(index=False))

@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 
 from kdag.config import precision
+from kdag.config.roster import behind_server
 from kdag.job.gpu_lease import CPU_ONLY
 from kdag.operate import doctor
 from kdag.operate.doctor import OK, PROBLEM, WARNING, Finding
@@ -131,7 +132,9 @@ def experiment(config: Path, on_cpu: bool) -> tuple[list[Finding], bool]:
         findings += doctor.arithmetic(precision.cpu(), dtypes(checked))
     if few := planner.too_few_steps(checked, checked.data.train_rows):
         findings.append(Finding(WARNING, "steps", *few))
-    stages = {"data": "fetch_dataset", "prompts": "fetch_prompts", "teacher": "fetch_teacher"}
+    stages = {"data": "fetch_dataset", "prompts": "fetch_prompts"}
+    if not behind_server(checked):
+        stages["teacher"] = "fetch_teacher"
     if not checked.student.derive:
         stages["student"] = "fetch_student"
     wanted = {name: stage_params(checked, stage) for name, stage in stages.items()}

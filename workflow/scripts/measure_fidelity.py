@@ -57,14 +57,17 @@ def main(args):
     untrained = states_and_head(args.untrained)
     student = untrained if args.model == args.untrained else states_and_head(args.model)
     targets = [answer_tokens(row) for row in frame["targets"]]
+    rows = [cache.row(i) for i in range(len(frame))]
+    known = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
     measures = fidelity(
         *student,
-        torch.cat([cache.row(i)["hidden"] for i in range(len(frame))]),
+        known["hidden"] if cache.logits is None else known,
         cache.head.to(load.device()),
         untrained,
         torch.from_numpy(np.concatenate(targets)).long(),
         [len(row) for row in targets],
         caps=(caps["student"], cache.cap),
+        teacher_logits=cache.logits,
     )
     inputs = {
         "model": sha256_file(args.model.parent / "manifest.json"),

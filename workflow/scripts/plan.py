@@ -12,6 +12,7 @@ from pathlib import Path
 from kdag.config import yaml_file
 from kdag.config.experiment import Config
 from kdag.config.stages import source_name, stage_params
+from kdag.config.teacher import SERVER
 from kdag.files.atomic import write_json
 from kdag.files.reading import read_json
 from kdag.job import cli
@@ -133,6 +134,11 @@ def described(plan, total, device, tokens, few: tuple[str, str] | None, evidence
 
 def main(args):
     config = yaml_file.read_config(args.config)
+    if config.teacher.source == SERVER and not args.teacher_config:
+        raise UserError(
+            "the teacher is behind a server, of whose time and memory nothing is known here; with "
+            "--teacher-config FILE, its config.json, everything is counted as if it ran here"
+        )
     device = devices.of_name(args.device, args.memory)
     teacher = shape_of(config, "teacher", args.teacher_config, args.models)
     derive = config.student.derive

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kdag.config import precision, yaml_file
 from kdag.config.kinds import NO_DIVERGENCE, STUDENT
-from kdag.config.roster import SFT, STUDENT_UNTRAINED, TEACHER, home_of
+from kdag.config.roster import SFT, STUDENT_UNTRAINED, TEACHER, behind_server, home_of
 from kdag.config.schedules import numbers
 from kdag.config.stages import source_name, stage_params
 from kdag.files.manifest import SUBSET, read_manifest
@@ -178,6 +178,8 @@ def table(found: why.Evidence) -> str:
 def main(args):
     config = yaml_file.read_config(args.config)
     results = Path("results", config.experiment)
+    if behind_server(config):
+        raise UserError("why compares with the states of a teacher that ran here; a server gives none")
     if not (results / "report" / "table.md").is_file():
         raise UserError(f"{results} is not finished: run it first, then ask why")
     home = results / "student"

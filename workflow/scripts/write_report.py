@@ -11,6 +11,7 @@ from kdag.config.experiment import Config
 from kdag.config.roster import TEACHER
 from kdag.config.section import checked
 from kdag.config.stages import shown
+from kdag.config.teacher import SERVER
 from kdag.files.atomic import write_json, write_text
 from kdag.files.manifest import read_manifest
 from kdag.files.reading import read_json, read_jsonl
@@ -21,7 +22,7 @@ from kdag.job.errors import UserError
 from kdag.planning import devices, planner
 from kdag.planning.expected import counted
 from kdag.planning.shapes import Shape
-from kdag.report import page
+from kdag.report import page, table
 
 
 def arguments():
@@ -29,7 +30,7 @@ def arguments():
     parser.add_argument("--config", type=json.loads, required=True, help="rows and resolved configuration")
     parser.add_argument("--template", type=Path, required=True, help="index.html.j2")
     parser.add_argument("--scores", type=Path, nargs="+", required=True, help="eval/<model>/scores.json")
-    parser.add_argument("--fidelity", type=Path, nargs="+", required=True, help="eval/<model>/fidelity.json")
+    parser.add_argument("--fidelity", type=Path, nargs="*", default=[], help="eval/<model>/fidelity.json")
     parser.add_argument("--training", type=Path, nargs="+", required=True, help="training.jsonl of each")
     parser.add_argument("--manifests", type=Path, nargs="+", required=True, help="manifest.json of each")
     parser.add_argument("--intervals", type=Path, required=True)
@@ -54,7 +55,10 @@ def main(args):
         check_source(path, scores[path.parent.name]["inputs"], "samples", path.with_name("samples.jsonl"))
     manifest = read_manifest(args.manifests[0], ("device", "processor", "dtype"))
     labels = {row["model"]: row["label"] for row in rows}
-    trained = [row["model"] for row in rows if row["model"] == TEACHER or row["role"] == "student"]
+    asked = configuration["teacher"]["source"] == SERVER
+    trained = [
+        row["model"] for row in rows if (row["model"] == TEACHER and not asked) or row["role"] == "student"
+    ]
     statistics = configuration["statistics"]
     # Snakemake writes the benchmarks when a job is done; a stage that ran by hand has none.
     results = args.output.parents[1]
@@ -82,7 +86,11 @@ def main(args):
             {str(p.relative_to(results / "benchmarks"))[:-4]: p for p in benchmarks}, plan["stages"]
         ),
         device=plan["device"],
-        generation=json.dumps(scores[rows[0]["model"]]["generation"], indent=2, sort_keys=True),
+        generation=json.dumps(
+            scores[table.answered_here(rows, scores)]["generation"], indent=2, sort_keys=True
+        ),
+        teacher=table.taught(rows),
+        server=table.server_words(rows, scores, len(args.fidelity)).replace("`", ""),
         configuration=yaml.safe_dump(shown(configuration), sort_keys=False),
         versions=json.dumps(
             {key: manifest[key] for key in ("device", "processor", "dtype")} | manifest["versions"], indent=2
@@ -97,6 +105,9 @@ def predicted(raw: dict, manifests: list[Path], results: Path) -> dict:
     the device nor the architecture."""
     config = checked(Config, raw)
     name = read_manifest(manifests[0], ("device",))["device"]
+    if config.teacher.source == SERVER:
+        logging.info("no prediction to compare with: the planner does not know what a server takes")
+        return {"device": name, "stages": []}
     try:
         device = devices.of_device(name)
         teacher, student, *_ = (

@@ -22,9 +22,10 @@ from kdag.config.resources import Resources
 from kdag.config.roster import RESERVED
 from kdag.config.sampling import Sampling
 from kdag.config.section import Section, error_lines, suggestion
-from kdag.config.sources import Data, Student, Teacher
+from kdag.config.sources import Data, Student
 from kdag.config.statistics import Statistics
 from kdag.config.strategies import Strategy
+from kdag.config.teacher import SERVER, Teacher
 from kdag.config.training import Distillation, TeacherCache, TeacherTraining
 
 LONGEST_NAME = 100  # characters; a file's name may have 255, and further words are put to these
@@ -77,6 +78,34 @@ class Config(Section):
             raise ValueError(f"seeds: each seed once, got {self.seeds}")
         if long := [name for name in (self.experiment, *self.strategies) if len(name) > LONGEST_NAME]:
             raise ValueError(f"the name {long[0][:20]}... has {len(long[0])} characters of {LONGEST_NAME}")
+        return self
+
+    @model_validator(mode="after")
+    def _a_server_has_no_weights(self):
+        if self.teacher.source != SERVER:
+            return self
+        if self.student.derive:
+            raise ValueError("student.derive: a teacher behind a server has no layers here to cut from")
+        for name, chosen in self.strategies.items():
+            if STUDENT in chosen.answers or chosen.online:
+                raise ValueError(
+                    f"strategies.{name}: a live teacher is needed, and a server is asked once, before the "
+                    "training; take answers: teacher or dataset"
+                )
+            if chosen.divergence != NO_DIVERGENCE and not self.teacher.logprobs:
+                raise ValueError(
+                    f"strategies.{name}.divergence: {chosen.divergence} needs the teacher's "
+                    "log-probabilities: take teacher.logprobs: true (api vllm or sglang), or divergence: none"
+                )
+        if self.teacher.logprobs and self.teacher_cache.store != "topk":
+            raise ValueError(
+                f"teacher_cache.store: a server gives log-probabilities and no states; take topk "
+                f"(got {self.teacher_cache.store!r})"
+            )
+        if self.teacher_cache.shards > 1:
+            raise ValueError("teacher_cache.shards: one job asks a server; teacher.parallel says how much")
+        if self.teacher.api == "openai" and self.evaluation.repetition_penalty != 1:
+            raise ValueError("evaluation.repetition_penalty: teacher.api openai knows none; take 1")
         return self
 
     def _passes_are_shared_out(self):

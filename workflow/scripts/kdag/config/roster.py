@@ -19,6 +19,17 @@ FAMILY = (*OPPONENTS, "strategies")
 FIDELITY_FAMILY = ("untrained", "sft", "strategies")  # the teacher is what they are close to
 
 
+def behind_server(config) -> bool:
+    """Is the teacher asked, and neither trained nor held, here?"""
+    return config.teacher.source == "server"
+
+
+def fixed_rows(config) -> dict[str, tuple[str, str, str]]:
+    """FIXED, without the untrained teacher if the teacher is not trained here."""
+    asked = behind_server(config)
+    return {model: row for model, row in FIXED.items() if not (asked and model == TEACHER_UNTRAINED)}
+
+
 def student_ids(config) -> dict[str, tuple[str, int]]:
     """{model id: (strategy, seed)} of every trained student."""
     return {
@@ -30,16 +41,18 @@ def student_ids(config) -> dict[str, tuple[str, int]]:
 
 def model_ids(config) -> list[str]:
     """Every model that is evaluated."""
-    return [*FIXED, *student_ids(config)]
+    return [*fixed_rows(config), *student_ids(config)]
 
 
 def trained_ids(config) -> list[str]:
     """The models that the experiment trains."""
-    return [TEACHER, *student_ids(config)]
+    return [*([] if behind_server(config) else [TEACHER]), *student_ids(config)]
 
 
 def compared_ids(config) -> list[str]:
-    """The models whose fidelity to the teacher is measured."""
+    """The models whose fidelity to the teacher is measured: none if all that is known of it are texts."""
+    if behind_server(config) and not config.teacher.logprobs:
+        return []
     return [STUDENT_UNTRAINED, *student_ids(config)]
 
 
@@ -59,7 +72,8 @@ def neighbours(config, model: str) -> list[str]:
 
 def table_rows(config) -> list[dict]:
     """The table's rows."""
-    rows = [{"model": model, "label": label, "role": role} for model, (label, role, _) in FIXED.items()]
+    fixed = fixed_rows(config).items()
+    rows = [{"model": model, "label": label, "role": role} for model, (label, role, _) in fixed]
     for model, (strategy, seed) in student_ids(config).items():
         seeds = f" (seed {seed})" if len(config.seeds) > 1 else ""
         label = f"student - {strategy}{seeds}"

@@ -103,14 +103,6 @@ class Data(DataSource, Columns):
         return self
 
 
-class Teacher(ModelSource):
-    """The large model."""
-
-    online: bool = Field(
-        False, description="run the teacher next to every student instead of reading its cache"
-    )
-
-
 class Derive(Section):
     """A student made from the teacher's own untrained network."""
 

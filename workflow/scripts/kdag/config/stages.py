@@ -9,8 +9,9 @@ from pathlib import Path
 
 from kdag.config.experiment import Config
 from kdag.config.kinds import DATASET, STUDENT
-from kdag.config.roster import table_rows
+from kdag.config.roster import behind_server, table_rows
 from kdag.config.sources import GENERATED, DataSource, Source
+from kdag.config.teacher import REACHED
 from kdag.config.training import DistillationJob, MixedJob, Training
 from kdag.files.hashes import canonical_json, sha256_json
 
@@ -78,6 +79,11 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
             return {"limit": config.evaluation.limit}
         case "sft_teacher":
             return config.teacher_training.model_dump()
+        case "meet_teacher":
+            return config.teacher.asked()
+        case "cache_teacher" if behind_server(config):
+            kept = {"store", "top_k", "tail", "rows_per_shard"}
+            return {"server": config.teacher.asked(), **config.teacher_cache.model_dump(include=kept)}
         case "cache_teacher":
             return config.teacher_cache.model_dump(exclude={"shards"})
         case "sft_student":
@@ -97,11 +103,21 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
             own = config.sampling_of(strategy).model_dump() if STUDENT in chosen.answers else None
             pair = {"student_divergence": chosen.student_divergence, "pairs": chosen.pairs}
             return MixedJob(**job, answers=chosen.answers, sampling=own, **pair).model_dump()
+        case "answer_teacher" if behind_server(config):
+            unused = {"refresh", "replay", "batch_size"}
+            sampling = config.sampling_of(strategy).model_dump(exclude=unused)
+            return {"server": config.teacher.asked(), **sampling}
         case "answer_teacher":
             sampling = config.sampling_of(strategy).model_dump(exclude={"refresh", "replay"})
             return {**sampling, "dtype": config.teacher_cache.dtype}
         case "generate":
             return config.evaluation.model_dump(exclude={"prompts", "limit", "tasks"})
+        case "ask_prompts":
+            pinned = config.evaluation.model_dump(include={"max_new_tokens", "repetition_penalty"})
+            return {"server": config.teacher.asked(), **pinned}
+        case "ask_task":
+            task_params = {"task": stage_params(config, "fetch_task", task=task)}
+            return stage_params(config, "ask_prompts") | task_params
         case "fetch_task":
             named = {"name": task, **config.evaluation.tasks[task].fetched()}
             if named.get("generator"):  # no question is asked that is trained on
@@ -139,6 +155,7 @@ def tried(training: dict) -> dict:
 def canonical(config: Config) -> dict:
     """What load_config takes back, the same however it was spelt; without what changes no result."""
     hidden = {"resources": True, "teacher_cache": {"shards"}, "strategies": True, "sampling": True}
+    hidden |= {"teacher": set(REACHED)}
     strategies = {name: canonical_strategy(config, name) for name in config.strategies}
     return config.model_dump(by_alias=True, exclude=hidden) | {"strategies": strategies}
 

@@ -48,23 +48,27 @@ def fidelity(
     targets,
     row_lengths=None,
     caps=(None, None),
+    teacher_logits=None,
 ) -> dict:
     """Means over N tokens. *_hidden [N, d], *_head [V, d]; untrained: (hidden, head); targets [N].
 
     row_lengths: the tokens of each row, whose own means are by_row; default: one row. caps: the soft caps of
-    the student's and the teacher's logits.
+    the student's and the teacher's logits. teacher_logits: as losses.fused.distill_loss takes it, where the
+    teacher is stored in another form than its hidden states.
     """
     pieces = []
     for start in range(0, len(targets), CHUNK):
         rows = slice(start, start + CHUNK)
+        parts = [(student_hidden, student_head, caps[0]), (*untrained, caps[0])]
+        if teacher_logits is None:
+            parts.insert(1, (teacher_hidden, teacher_head, caps[1]))
         logps = [
             capped(to_logits(hidden[rows].to(head.device, head.dtype), head).float(), cap).log_softmax(-1)
-            for hidden, head, cap in (
-                (student_hidden, student_head, caps[0]),
-                (teacher_hidden, teacher_head, caps[1]),
-                (*untrained, caps[0]),
-            )
+            for hidden, head, cap in parts
         ]
+        if teacher_logits:
+            known = {name: tensor[rows].to(teacher_head.device) for name, tensor in teacher_hidden.items()}
+            logps.insert(1, teacher_logits(known, teacher_head).float().log_softmax(-1))
         pieces.append(token_measures(*logps, targets[rows].to(student_head.device)))
     tokens = {name: torch.cat([piece[name].cpu() for piece in pieces]) for name in pieces[0]}
     confidence, correct = tokens.pop("confidence"), tokens.pop("correct")

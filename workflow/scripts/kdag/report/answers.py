@@ -38,15 +38,14 @@ def notes(
     """
     by_model = {row["model"]: row for row in rows}
     students = [row for row in rows if row["role"] == "student"]
-    teacher, untrained = by_model[TEACHER], by_model[TEACHER_UNTRAINED]
+    teacher, untrained = by_model[TEACHER], by_model.get(TEACHER_UNTRAINED)
     worse = {kind: worse_than(students, teacher, scores, kind) for kind in KINDS}
-    worse_teacher = {kind: worse_than([teacher], untrained, scores, kind) for kind in KINDS}
-    named = {kind: worse[kind] + worse_teacher[kind] for kind in KINDS}
-    found = [
-        of_students(worse, teacher, scores),
-        of_teacher(worse_teacher, untrained, scores, lowered(primary, items, draws, seed)),
-        mostly(rows, scores, named),
-    ]
+    found, named = [of_students(worse, teacher, scores)], worse
+    if untrained:
+        worse_teacher = {kind: worse_than([teacher], untrained, scores, kind) for kind in KINDS}
+        named = {kind: worse[kind] + worse_teacher[kind] for kind in KINDS}
+        found.append(of_teacher(worse_teacher, untrained, scores, lowered(primary, items, draws, seed)))
+    found.append(mostly(rows, scores, named))
     return [text for text in found if text]
 
 

@@ -32,7 +32,8 @@ def compare(rows: list[dict], by_row: dict[str, np.ndarray], family: list[str], 
     """
     declared = pairs(rows, family) if family else []
     known = groups(rows)
-    together = pool_of(known, {model: each.mean() for model, each in by_row.items()})
+    means = {model: each.mean() for model, each in by_row.items()}
+    together = pool_of(known, means) if declared else None
     found = [
         {"family": member, "a": a, "b": b}
         | _compare_pair(known, by_row, a, b, together and together.of_mean(a, b), alpha / len(declared))
@@ -69,8 +70,8 @@ def _compare_pair(known, by_row, a: str, b: str, pooled, alpha: float) -> dict:
     }
 
 
-def words(table: pd.DataFrame, alpha: float) -> str:
-    """Markdown, to stand behind the verdict; empty if nothing was tested."""
+def words(table: pd.DataFrame, alpha: float, teacher: str = "the fine-tuned teacher") -> str:
+    """Markdown, to stand behind the verdict; empty if nothing was tested. teacher: what it is called."""
     if table.empty:
         return ""
     first = table.iloc[0]
@@ -86,7 +87,7 @@ def words(table: pd.DataFrame, alpha: float) -> str:
         [
             "Which student is closest to its teacher? A second question, asked apart from the scores.",
             "\n".join(lines),
-            f"Tested: forward KL to the fine-tuned teacher, in nats per answer token, on {first['rows']:,} "
+            f"Tested: forward KL to {teacher}, in nats per answer token, on {first['rows']:,} "
             f"held-out rows by {how}, {'one comparison' if len(table) == 1 else family}, {100 * alpha:g} %. "
             f"{whose}A closer student need not score higher.",
         ]

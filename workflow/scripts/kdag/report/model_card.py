@@ -15,6 +15,7 @@ from kdag.config.kinds import TEACHER as TEACHERS
 from kdag.config.roster import TEACHER, home_of, neighbours, table_rows
 from kdag.config.schedules import is_schedule
 from kdag.config.stages import canonical, shown, stage_params
+from kdag.config.teacher import SERVER
 from kdag.files.manifest import read_manifest
 from kdag.files.reading import read_json
 from kdag.files.seals import read_sealed
@@ -141,13 +142,19 @@ def cut_from_teacher(derive: dict) -> str:
     return f"the untrained teacher without its layers {', '.join(map(str, derive['drop_layers']))} (from 0)"
 
 
+def teacher_of(source: dict, revision: str | None) -> str:
+    if source["source"] == SERVER:
+        return f"`{source_name(source)}` behind a server ({source['api']}), asked and not trained here"
+    return f"{source_link(source, revision)}, fine-tuned on the same rows"
+
+
 def origins(model: str, config: dict, train: dict, revisions: dict) -> list[str]:
     student = config["student"]
     start = source_link(student, revisions["student"]) if not student.get("derive") else ""
     start = start or cut_from_teacher(student["derive"])
     fetched = source_link(config["data"], revisions["data"], "datasets/")
     lines = [
-        f"teacher: {source_link(config['teacher'], revisions['teacher'])}, fine-tuned on the same rows",
+        f"teacher: {teacher_of(config['teacher'], revisions['teacher'])}",
         f"student's start: {start}",
         f"data: {fetched}, {train['rows']} rows with {train['answer_tokens']} answer tokens",
     ]
@@ -177,6 +184,7 @@ def card(
         metrics=measures.names(first) if first else [],
         measured=measured(first) if first else "",
         fidelity=fidelity,
+        teacher="the teacher" if config["teacher"]["source"] == SERVER else "the fine-tuned teacher",
         shown=SHOWN,
         place=place,
         quoted=lambda text: json.dumps(text, ensure_ascii=False),

@@ -139,7 +139,8 @@ def render(
         ),
         "ce": figures.curves(logs, "ce", "cross-entropy, nats per token"),
         "divergence": figures.curves(logs, "divergence", "divergence, nats per token"),
-        "fidelity": figures.scatter(
+        "fidelity": fidelity
+        and figures.scatter(
             {labels[m]: (fidelity[m]["forward_kl"], main.loc[m, "accuracy"]) for m in order if m in fidelity},
             "held-out forward KL to the teacher, nats",
             tested,

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from kdag.config.roster import STUDENT_UNTRAINED
+from kdag.config.roster import STUDENT_UNTRAINED, TEACHER_UNTRAINED
 from kdag.job.errors import UserError
 from kdag.report import budget, measures, stats
 
@@ -13,17 +13,28 @@ def refuse_mixture(rows: list[dict], scores: dict[str, dict], how=None) -> None:
     how: what of a model's scores must be the same for all; `measured_how` unless given.
     """
     how = how or measured_how
-    reference = rows[0]["model"]
+    held = [row["model"] for row in rows if "server" not in how(scores[row["model"]])]
+    reference = (held or [rows[0]["model"]])[0]
     differing = []
     for row in rows:
         ours, theirs = how(scores[reference]), how(scores[row["model"]])
+        # Of a server it is known what was asked, and nothing of its arithmetic.
+        keys = ours.keys() | theirs.keys()
+        if "server" in theirs and "server" not in ours:
+            keys = (ours.keys() & theirs.keys()) - {"backend"}
         differing += [
             f"{row['model']}: {key} is {theirs.get(key)!r}, for {reference} it is {ours.get(key)!r}"
-            for key in sorted(ours.keys() | theirs.keys())
+            for key in sorted(keys)
             if ours.get(key) != theirs.get(key)
         ]
     if differing:
         raise UserError("rows that were measured differently share no table:\n" + "\n".join(differing))
+
+
+def answered_here(rows: list[dict], scores: dict[str, dict]) -> str:
+    """The first row whose settings are all known: not that of a teacher behind a server."""
+    here = [row["model"] for row in rows if "server" not in (scores[row["model"]].get("generation") or {})]
+    return (here or [rows[0]["model"]])[0]
 
 
 def measured_how(scores: dict) -> dict:
@@ -87,6 +98,8 @@ def further(rows: list[dict], tasks: pd.DataFrame, cell) -> dict[str, list]:
 def fidelity_table(rows: list[dict], fidelity: dict[str, dict]) -> pd.DataFrame:
     """One row per student: means per held-out answer token; the ratio is to the untrained student."""
     measured = [row for row in rows if row["model"] in fidelity]
+    if not measured:
+        return pd.DataFrame(columns=["model"])
     refuse_mixture(measured, fidelity, how=lambda measures: {"dtype": measures.get("dtype")})
     untrained = fidelity[STUDENT_UNTRAINED]["forward_kl"]
     return pd.DataFrame(
@@ -161,6 +174,37 @@ def penalty_words(generation: dict) -> str:
     return "" if penalty == 1 else f", tokens that were there already with a penalty of {penalty:g}"
 
 
+def taught(rows: list[dict]) -> str:
+    """What sentences call the teacher: one that a server answers for was not trained here."""
+    trained = any(row["model"] == TEACHER_UNTRAINED for row in rows)
+    return "the fine-tuned teacher" if trained else "the teacher"
+
+
+def server_words(rows: list[dict], scores: dict[str, dict], compared: int) -> str:
+    """What a reader must know of a teacher behind a server; empty if there is none.
+
+    compared: of how many rows the fidelity is measured.
+    """
+    asked = [(scores[row["model"]].get("generation") or {}).get("server") for row in rows]
+    server = next(filter(None, asked), None)
+    if server is None:
+        return ""
+    known = (
+        "Fidelity is to what the server gives of it: its likeliest tokens, all others sharing evenly what is "
+        "left."
+        if compared
+        else "It was asked for no log-probabilities, so fidelity to it is not measured."
+    )
+    if server["api"] == "openai":
+        known += (
+            " If it has a penalty or top-k by default, it was not switched off: there is no field."
+        )
+    return (
+        f"The teacher, `{server['id']}`, is behind a server ({server['api']}) and was not fine-tuned here; "
+        f"what it computes with is not known. {known}"
+    )
+
+
 def letter_words(scores: dict) -> str:
     """That some prompts are scored against a random letter, if any are; empty otherwise."""
     keys = scores.get("random_letters") or []
@@ -192,7 +236,7 @@ def markdown(
     notes: of `answers.notes`; primary: the tested metric; budgets: of
     `budget.budget_table`.
     """
-    first = scores[rows[0]["model"]]
+    first = scores[answered_here(rows, scores)]
     columns = measures.names(first)
     other = None if primary in columns else primary
     generation = first.get("generation") or {}
@@ -203,14 +247,14 @@ def markdown(
         f"answered greedily with at most {generation.get('max_new_tokens')} tokens in "
         f"{generation.get('dtype')}{penalty_words(generation)}. Bold: the best trained student of a column, "
         "which says nothing about a difference; the verdict does.",
-        *filter(None, [letter_words(first)]),
+        *filter(None, [server_words(rows, scores, len(closeness)), letter_words(first)]),
         *notes,
         "95 % intervals: Wilson for prompts; bootstrap over prompts for instructions, which share a prompt "
         "(Wilson over prompts where all or none were followed).",
         interval_table(rows, cells, columns)
         .assign(**further(rows, tasks, interval_text))
         .to_markdown(index=False, disable_numparse=True),
-        *([task_words(further_tasks, rows[0]["model"], other)] if further_tasks else []),
+        *([task_words(further_tasks, answered_here(rows, scores), other)] if further_tasks else []),
         words.strip(),
     ]
     if spread["seeds"].max() > 1:
@@ -219,10 +263,11 @@ def markdown(
             f"Over training seeds, {primary}; sd is between seeds, on the same prompts.",
             seeds.to_markdown(index=False, floatfmt=".4f"),
         ]
-    parts += [
-        f"Held-out fidelity to the fine-tuned teacher, per answer token ({closeness['tokens'][0]} tokens of "
-        f"{closeness['rows'][0]} rows), in nats; forward_kl_ratio: relative to the untrained student.",
-        closeness[["model", *shown]].to_markdown(index=False, floatfmt=".4f"),
-    ]
+    if len(closeness):
+        parts += [
+            f"Held-out fidelity to {taught(rows)}, per answer token ({closeness['tokens'][0]} tokens of "
+            f"{closeness['rows'][0]} rows), in nats; forward_kl_ratio: relative to the untrained student.",
+            closeness[["model", *shown]].to_markdown(index=False, floatfmt=".4f"),
+        ]
     parts.append(budget.markdown(budgets))
     return "\n\n".join(parts) + "\n"

@@ -2,14 +2,11 @@
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from kdag.data.loops import distinct_pairs, is_repeated
-from kdag.data.rows import Writer, prompts, read_rows
-from kdag.files.atomic import atomic_path
-from kdag.files.hashes import sha256_json
+from kdag.data.rows import prompts, read_rows
 from kdag.models import decoding
 from kdag.models.files import positions_of
+from kdag.teacher.rows import write_rows
 
 SEED = 0  # the answers are one sample, which every strategy and seed shares
 
@@ -34,21 +31,8 @@ def write_answers(
         eos_ids=chat.end_ids,
         told=True,
     )
-    source = pq.read_table(rows, columns=["row", "prompt"]).to_pylist()
     texts = [tokenizer.decode(answer.said) for answer in answers]
-    with atomic_path(output) as partial, Writer(partial) as writer:
-        for known, prompt, answer, text in zip(source, given, answers, texts, strict=True):
-            ids = [*prompt, *answer.tokens]
-            mask = [0] * len(prompt) + [1] * len(answer.tokens)
-            writer.write(
-                {
-                    **known,
-                    "row_hash": sha256_json([ids, mask]),
-                    "input_ids": ids,
-                    "response_mask": mask,
-                    "response": text,
-                }
-            )
+    write_rows(rows, given, [answer.tokens for answer in answers], texts, output)
     return report(answers, texts)
 
 
