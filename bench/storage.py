@@ -9,6 +9,8 @@ the same: two students of a finished run, one trained and one not, in float32.
   value error      |mean of D - mean of true D| / mean of true D, over the tokens
   gradient error   |g - true g| / |true g|, and cosine(g, true g): g [tokens, d] is the gradient of
                    the mean of D with respect to the student's hidden states, all tokens one vector
+  mean error       the same of the gradient with respect to a bias of the student's logits [V], in which the
+                   tokens are averaged: noise is averaged out there, a bias is not
 Writes teacher-storage.md and teacher-storage.png to --docs, every number to --json.
 """
 
@@ -33,17 +35,28 @@ from kdag.job.progress import Progress
 from kdag.losses import divergences
 from kdag.losses.base import value_and_grad
 from kdag.models import head, load
+from kdag.teacher import bits
 from kdag.teacher.cache import TeacherCache, answer_states
+from kdag.teacher.compressor import Compressor
+from kdag.teacher.sizes import index_bits
 from kdag.teacher.storage import SCHEMES
 
 DIVERGENCES = ("fkl", "rkl", "skewed-fkl", "skewed-rkl", "jsd")
 TEMPERATURES = (1.0, 2.0)
-KEPT = (16, 64, 256)
+KEPT = (16, 64, 128, 256)
 TAILS = {  # what is made of the tokens that were not kept
     "bucket": {"tail": "bucket"},
     "bucket at T = 2": {"tail": "bucket", "tail_temperature": 2.0},
     "renormalised": {"tail": "renormalised"},
 }
+RECOMMENDED = {"k": 128, "exact_k": 16, "polynomial_terms": [0, 1, 2, 3, 4, "sqrt"]}
+COMPRESSED = {  # DistillKit's README: what it recommends, and where space is short
+    "DistillKit, k = 128": RECOMMENDED,
+    "DistillKit, k = 50": {"k": 50, "exact_k": 1, "polynomial_terms": [0, 1, "sqrt"]},
+    "DistillKit, k = 128, renormalised": RECOMMENDED | {"tail": "renormalised"},
+}
+FLOAT32 = "DistillKit, k = 128, fitted in float32"
+DRAWS = (50, 128, 512)  # 50: of the paper
 CHUNK = 64
 TOLERANCE = 0.1  # of the gradient, for the list of the smallest k that will do
 LARGE = ("Qwen2.5-7B", 3584, 151665)  # name, d, V: where bytes are what matters
@@ -59,24 +72,53 @@ def ways(hidden, head, others):
     """{name: (bytes per token as a function of d and V, logits of rows as a function of a slice)}."""
 
     def way(scheme, head=head, **params):
-        stored = SCHEMES[scheme].encode(hidden, head, **params)
+        chosen = SCHEMES[scheme]
+        stored, told = chosen.encode(hidden, head, **params), params if chosen.told else {}
         return (
-            partial(SCHEMES[scheme].bytes_per_token, **params),
-            lambda rows: SCHEMES[scheme].logits({key: t[rows] for key, t in stored.items()}, head),
+            partial(chosen.bytes_per_token, **params),
+            lambda rows: chosen.logits({key: t[rows] for key, t in stored.items()}, head, **told),
         )
 
     rounded = per_channel(hidden, others)
-    return {
-        "logits bf16": way("logits"),
-        "hidden bf16": way("hidden"),
-        "hidden bf16, product in bf16": way("hidden", head.bfloat16()),
-        "hidden int8, groups of 16": way("hidden-int8"),
-        "hidden int8, per channel": (lambda d, _: d, lambda rows: rounded[rows] @ head.t()),
-    } | {
-        f"top-{k}, {tail}": way("topk", k=k, **params)
-        for tail, params in TAILS.items()
-        for k in reversed(KEPT)
+    drawn = {
+        f"{samples} sampled at T = {temperature:g}": way("sampled", samples=samples, temperature=temperature)
+        for temperature in TEMPERATURES
+        for samples in reversed(DRAWS)
     }
+    return (
+        {
+            "logits bf16": way("logits"),
+            "hidden bf16": way("hidden"),
+            "hidden bf16, product in bf16": way("hidden", head.bfloat16()),
+            "hidden int8, groups of 16": way("hidden-int8"),
+            "hidden int8, per channel": (lambda d, _: d, lambda rows: rounded[rows] @ head.t()),
+        }
+        | {
+            f"top-{k}, {tail}": way("topk", k=k, **params)
+            for tail, params in TAILS.items()
+            for k in reversed(KEPT)
+        }
+        | {
+            **{name: way("distillkit", **settings) for name, settings in COMPRESSED.items()},
+            FLOAT32: fitted_in_float32(hidden, head),
+        }
+        | drawn
+    )
+
+
+def fitted_in_float32(hidden, head):
+    """DistillKit's bytes as its own program makes them of float32 log-probs."""
+    compressor, width = Compressor(**RECOMMENDED), index_bits(len(head))
+    values, ids = (hidden @ head.t()).log_softmax(-1).topk(compressor.k)
+    stored = {
+        "compressed_logprobs": compressor.compress(values, fit=torch.float32),
+        "bytepacked_indices": bits.pack(ids, width),
+    }
+    scheme = SCHEMES["distillkit"]
+    return (
+        partial(scheme.bytes_per_token, **RECOMMENDED),
+        lambda rows: scheme.logits({key: t[rows] for key, t in stored.items()}, head, **RECOMMENDED),
+    )
 
 
 def softmax(logits, temperature):
@@ -88,7 +130,10 @@ def softmax(logits, temperature):
 
 
 def losses(student, head, teacher_logits):
-    """{(divergence, T): (mean in nats, gradient of the mean [n, d])}; student [n, d], head [V, d]."""
+    """{(divergence, T): (mean in nats, gradient of the mean [n, d], of the logits' bias [V])}.
+
+    student [n, d], head [V, d].
+    """
     found = {}
     for start in range(0, len(student), CHUNK):
         rows = slice(start, min(start + CHUNK, len(student)))
@@ -99,12 +144,13 @@ def losses(student, head, teacher_logits):
             for name in DIVERGENCES:
                 gradient, params = value_and_grad(divergences.load(name), {})
                 value, grad = gradient(x.clone(), y.clone(), q, p.clone(), log_q, log_p, **params)
-                values, grads = found.setdefault((name, temperature), ([], []))
+                values, grads, biases = found.setdefault((name, temperature), ([], [], []))
                 values.append(value.double().sum())
+                biases.append(grad.double().sum(0) / (temperature * len(student)))
                 grads.append(grad @ head / (temperature * len(student)))
     return {
-        case: (float(sum(values)) / len(student), torch.cat(grads).double())
-        for case, (values, grads) in found.items()
+        case: (float(sum(values)) / len(student), torch.cat(grads).double(), sum(biases))
+        for case, (values, grads, biases) in found.items()
     }
 
 
@@ -113,8 +159,8 @@ def compare(student, student_head, teacher, head, others, label, progress):
     truth = losses(student, student_head, lambda rows: teacher[rows] @ head.t())
     rows = []
     for way, (size, logits) in ways(teacher, head, others).items():
-        for (name, temperature), (value, grad) in losses(student, student_head, logits).items():
-            true_value, true_grad = truth[name, temperature]
+        for (name, temperature), (value, grad, bias) in losses(student, student_head, logits).items():
+            true_value, true_grad, true_bias = truth[name, temperature]
             rows.append(
                 {
                     "student": label,
@@ -126,6 +172,7 @@ def compare(student, student_head, teacher, head, others, label, progress):
                     "true_value": true_value,
                     "value_error": abs(value - true_value) / true_value,
                     "gradient_error": float((grad - true_grad).norm() / true_grad.norm()),
+                    "mean_error": float((bias - true_bias).norm() / true_bias.norm()),
                     "gradient_cosine": float(torch.cosine_similarity(grad.ravel(), true_grad.ravel(), dim=0)),
                 }
             )
