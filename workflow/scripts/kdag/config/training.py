@@ -132,7 +132,7 @@ class TeacherCache(Section):
     def parameters(self) -> dict:
         """Of what is stored of a training row, by the names that storage.py and sizes.py know."""
         match self.store:
-            case "hidden" | "logits":
+            case "hidden":
                 return {"dtype": self.dtype}
             case "topk":
                 return {"k": self.top_k, "tail": self.tail}

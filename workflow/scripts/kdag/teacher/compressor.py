@@ -80,9 +80,8 @@ class Compressor:
             if term not in SPECIAL and (not isinstance(term, int) or term < 0):
                 raise ValueError(f"polynomial_terms: {term!r} is no power and none of {', '.join(SPECIAL)}")
         if not self.basis(getattr(torch, self.term_dtype)).isfinite().all():
-            raise ValueError(
-                f"polynomial_terms: {self.term_dtype} cannot hold them up to t = {self.fitted - 1}"
-            )
+            most = self.fitted - 1
+            raise ValueError(f"polynomial_terms: {self.term_dtype} cannot hold them up to t = {most}")
 
     @property
     def fitted(self) -> int:
@@ -91,12 +90,9 @@ class Compressor:
 
     def basis(self, dtype: torch.dtype, device=None) -> torch.Tensor:
         """The terms at each t [fitted, terms]."""
-        made = {"dtype": dtype, "device": device}
-        t = (
-            torch.linspace(0, 1, self.fitted, **made)
-            if self.normalize_t
-            else torch.arange(self.fitted, **made)
-        )
+        t = torch.arange(self.fitted, dtype=dtype, device=device)
+        if self.normalize_t:
+            t = torch.linspace(0, 1, self.fitted, dtype=dtype, device=device)
         terms = [SPECIAL[term](t) if term in SPECIAL else t**term for term in self.polynomial_terms]
         return torch.stack(terms, -1) if terms else t.new_zeros(self.fitted, 0)
 
