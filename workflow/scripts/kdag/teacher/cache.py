@@ -117,16 +117,21 @@ def write_part(
         for index, hidden in answer_states(model, rows, batch_tokens, f"{unit}, shard {shard}", pace):
             stored = encode(hidden, hashes[index])
             blocks[index] = {name: tensor.cpu() for name, tensor in stored.items()}
-        tokens = [answer_tokens(row) for row in rows["targets"]]
-        with atomic_path(folder / f"shard-{shard:05d}.safetensors") as path:
-            save_file(
-                {
-                    **{name: torch.cat([block[name] for block in blocks]) for name in blocks[0]},
-                    "targets": torch.from_numpy(np.concatenate(tokens)),
-                    "offsets": torch.tensor([0, *map(len, tokens)]).cumsum(0),
-                },
-                path,
-            )
+        write_shard(blocks, rows, folder / f"shard-{shard:05d}.safetensors")
+
+
+def write_shard(blocks: list[dict], rows, target: Path) -> None:
+    """One file, of what is stored of each of `rows`: {name: tensor [n_i, ...]}."""
+    tokens = [answer_tokens(row) for row in rows["targets"]]
+    with atomic_path(target) as path:
+        save_file(
+            {
+                **{name: torch.cat([block[name] for block in blocks]) for name in blocks[0]},
+                "targets": torch.from_numpy(np.concatenate(tokens)),
+                "offsets": torch.tensor([0, *map(len, tokens)]).cumsum(0),
+            },
+            path,
+        )
 
 
 def write_head(model, vocabulary: int, path: Path, dtype: str) -> None:

@@ -150,13 +150,13 @@ def spread(ids, logp, tail, vocabulary):
     return logits.scatter_(1, ids, logp)
 
 
-def left_over(logp, vocabulary):
-    """The log-prob [n] of each token that is not among the k of logp [n, k]: they share what is left of 1.
+def left_over(logp, others):
+    """The log-prob [n] of each of the `others` that are not among logp [n, k]: they share what is left of 1.
 
     At least LEAST_LEFT, as DistillKit has it (lossfuncs/kl.py): rounded log-probs may sum to more than 1.
     """
     kept = logp.double().logsumexp(-1).clamp(max=-LEAST_LEFT)
-    each = torch.log(-torch.expm1(kept)) - math.log(max(vocabulary - logp.shape[1], 1))
+    each = torch.log(-torch.expm1(kept)) - torch.as_tensor(others, device=logp.device).clamp(min=1).log()
     return each.float().clamp(min=FLOOR)
 
 
@@ -198,7 +198,8 @@ def distillkit_logits(stored, head, cap=None, *, tail="bucket", **settings):
     compressor, vocabulary = Compressor(**settings), len(head)
     logp = compressor.decompress(stored["compressed_logprobs"])
     ids = bits.unpack(stored["bytepacked_indices"], index_bits(vocabulary), compressor.k)
-    return spread(ids, logp, left_over(logp, vocabulary) if tail == "bucket" else None, vocabulary)
+    left = left_over(logp, vocabulary - compressor.k) if tail == "bucket" else None
+    return spread(ids, logp, left, vocabulary)
 
 
 def encode_sampled(hidden, head, *, samples, temperature=1.0, seed=0, row="", cap=None):
@@ -206,8 +207,8 @@ def encode_sampled(hidden, head, *, samples, temperature=1.0, seed=0, row="", ca
 
     Random sampling knowledge distillation (arXiv 2503.16870) with p itself as the proposal, the only one
     whose weights, 1 / samples for each draw, sum to 1 whatever was drawn. A token's share of the draws has p
-    as its mean, and so has every function that is linear in p: the gradient of fkl, q - p, is unbiased. The
-    value of fkl is not, as it holds p ln p (it comes out too large), nor is the gradient of another
+    as its mean, so that what is linear in p is unbiased: the gradient of fkl, q - p, and of ab at alpha = 1.
+    The value of fkl is not, as it holds p ln p (it comes out too large), nor is the gradient of another
     divergence, nor p at another temperature.
 
     row: what the draws are seeded by, next to `seed`: a row's content, so that they depend neither on the
