@@ -323,7 +323,8 @@ PAGE = """# Storing the teacher in fewer bytes
 
 ![Error of the gradient against bytes per token](teacher-storage.png)
 
-The trained student; filled markers and solid lines temperature 1, hollow and dashed 2.
+The trained student; filled markers and solid lines temperature 1, hollow and dashed 2. Sampled tokens are
+shown for fkl, each at the temperature of its draws.
 
 The smallest k, of {kept}, whose gradient is within {tolerance} for both students:
 
