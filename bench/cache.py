@@ -61,7 +61,7 @@ def write(model, frame, folder, settings):
         unit="rows",
         batch_tokens=settings.batch_tokens,
         rows_per_shard=settings.rows_per_shard,
-        encode=lambda hidden: {"hidden": hidden.to(getattr(torch, settings.dtype))},
+        encode=lambda hidden, row: {"hidden": hidden.to(getattr(torch, settings.dtype))},
     )
 
 

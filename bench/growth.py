@@ -127,7 +127,7 @@ def cache_worker(baton, folder, size, rounds, steps):
                 unit="rows",
                 batch_tokens=8192,
                 rows_per_shard=512,
-                encode=lambda hidden: {"hidden": hidden},
+                encode=lambda hidden, row: {"hidden": hidden},
             )
         baton.turn()
     return common.status("VmHWM")

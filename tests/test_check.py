@@ -85,7 +85,7 @@ def check(tiny_models, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("store", ["hidden", "hidden-int8", "topk", "logits"])
+@pytest.mark.parametrize("store", ["hidden", "hidden-int8", "topk", "logits", "distillkit", "sampled"])
 def test_a_pair_that_works_leaves_a_note_and_nothing_else(check, store, caplog):
     caplog.set_level(logging.INFO)
     assert check(lambda raw: raw["teacher_cache"].update(store=store)) == ["models.json"]

@@ -127,6 +127,11 @@ def test_sft_student_sees_no_key_of_the_divergence(raw):
         ("seeds", [1, 1], "seeds: each seed once"),
         ("student.derive", {"from": "teacher", "keep_layers": 3}, "derive takes no other key"),
         ("teacher_cache", {"store": "topk", "tail": "renormalised"}, "has none there; take bucket"),
+        ("teacher_cache", {"store": "distillkit", "tail": "renormalised"}, "has none there; take bucket"),
+        ("teacher_cache.distillkit", {"k": 8}, "teacher_cache.distillkit: exact_k 16 is more than k 8"),
+        ("teacher_cache.distillkit", {"polynomial_terms": []}, "one at least, or exact_k as large as k"),
+        ("teacher_cache.distillkit", {"exact": 8}, "did you mean `exact_k`?"),
+        ("teacher_cache.sampled", {"samples": 0}, "teacher_cache.sampled.samples: Input should be greater"),
         ("experiment", "../up", "experiment: String should match pattern"),
         ("evaluation.repetition_penalty", 0.5, "greater than or equal to 1"),
     ],
@@ -140,6 +145,46 @@ def test_mistake_is_one_line_that_names_key_and_value(raw, path, value, message)
         load_config(raw)
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_sampled_teacher_serves_fkl_at_its_temperature_and_nothing_else(raw):
+    raw["teacher_cache"] = {"store": "sampled", "sampled": {"temperature": 2}}
+    raw["strategies"] = {
+        "fkl": {"divergence": "fkl"},
+        "ab": {"divergence": "ab", "alpha": 1, "beta": {"from": 0, "to": 0.5}},
+        "live": {"divergence": "rkl", "online": True},
+        "words": {"divergence": "none", "answers": "teacher"},
+    }
+    load_config(raw)
+    raw["strategies"] = {
+        "a": {"divergence": "rkl"},
+        "b": {"divergence": "ab", "alpha": {"from": 1, "to": 0.5}, "beta": 0},
+        "c": {"divergence": "fkl", "temperature": 1},
+        "d": {"divergence": "fkl", "temperature": {"from": 2, "to": 3}},
+    }
+    with pytest.raises(UserError) as caught:
+        load_config(raw)
+    lines = str(caught.value).split("\n")
+    assert [line.split(":")[0] for line in lines] == [f"strategies.{name}" for name in "abcd"]
+    assert all("is not linear in the teacher's probabilities" in line for line in lines[:2])
+    assert "temperature 1 is not teacher_cache.sampled.temperature, 2" in lines[2]
+    assert "temperature 3 is not" in lines[3]
+
+
+def test_the_section_of_a_store_is_part_of_no_other_store_s_cache(raw):
+    def params(**keys):
+        return canonical_json(stage_params(load_config(raw | {"teacher_cache": keys}), "cache_teacher"))
+
+    plain = (
+        '{"batch_tokens":8192,"dtype":"auto","rows_per_shard":512,'
+        '"store":"hidden","tail":"bucket","top_k":128}'
+    )
+    assert params() == params(distillkit={"k": 50}, sampled={"seed": 1}) == plain
+    raw["strategies"] = {"fkl": {"divergence": "fkl"}}
+    for store, key in (("distillkit", "sampled"), ("sampled", "distillkit")):
+        changed = {"sampled": {"seed": 3}, "distillkit": {"k": 60}}
+        assert params(store=store) == params(store=store, **{key: changed[key]}) != params()
+        assert params(store=store) != params(store=store, **{store: changed[store]})
 
 
 def test_all_mistakes_are_told_at_once(raw):

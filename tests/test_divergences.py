@@ -84,6 +84,19 @@ def test_what_needs_the_whole_teacher_is_what_a_cut_off_tail_makes_large(name):
         assert (value > 100) == DIVERGENCES[name].whole_teacher(**params), (params, value)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_says_that_it_is_linear_in_the_teacher_is_and_nothing_else(name):
+    """The gradient at the mean of two teachers against the mean of their gradients."""
+    generator = torch.Generator().manual_seed(3)
+    student, one, other = torch.randn(3, 4, 9, generator=generator, dtype=torch.float64).log_softmax(-1)
+    middle = torch.logaddexp(one, other) - math.log(2)
+    ends = [{"alpha": 1, "beta": 0}, {"alpha": 1, "beta": 0.5}, {"alpha": 0.9, "beta": 0}] * (name == "ab")
+    for params in [resolve(name, {}), *ends]:
+        gradients = [by_definition(name, student, teacher, params)[1] for teacher in (one, other, middle)]
+        same = torch.allclose(gradients[2], (gradients[0] + gradients[1]) / 2, rtol=1e-9, atol=1e-12)
+        assert same == DIVERGENCES[name].linear_in_teacher(**params), params
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", NAMES)
 def test_value_and_gradient_equal_the_oracle(name, form):

@@ -159,7 +159,7 @@ def test_gradients_of_every_weight_are_those_of_the_models_own_logits(family):
         assert torch.allclose(found[name], gradient, rtol=1e-9, atol=1e-11), name
 
 
-@pytest.mark.parametrize("store", ["hidden", "hidden-int8", "logits", "topk"])
+@pytest.mark.parametrize("store", ["hidden", "hidden-int8", "logits", "topk", "distillkit", "sampled"])
 def test_every_form_of_storage_knows_the_cap(store):
     given, cap = inputs(torch.float32), 2.0
     hidden, weight = given["teacher_hidden"], given["teacher_head"]
@@ -168,9 +168,17 @@ def test_every_form_of_storage_knows_the_cap(store):
         if store in ("hidden", "logits")
         else {"k": V, "dtype": "float32"}
         if store == "topk"
+        else {"k": V, "exact_k": V, "polynomial_terms": [], "exact_dtype": "float32"}
+        if store == "distillkit"
+        else {"samples": 10**6}
+        if store == "sampled"
         else {}
     )
+    told = keys if SCHEMES[store].told else {}
     stored = SCHEMES[store].encode(hidden, weight, cap=cap, **keys)
-    logp = SCHEMES[store].logits(stored, weight, cap=cap).float().log_softmax(-1)
+    logp = SCHEMES[store].logits(stored, weight, cap=cap, **told).float().log_softmax(-1)
     expected = capped(hidden @ weight.T, cap).log_softmax(-1)
-    assert torch.allclose(logp, expected, atol=0.05 if store == "hidden-int8" else 1e-5)
+    if store == "sampled":
+        assert torch.allclose(logp.exp(), expected.exp(), atol=4e-3)  # 8 standard errors
+    else:
+        assert torch.allclose(logp, expected, atol=0.05 if store == "hidden-int8" else 1e-5)

@@ -177,7 +177,7 @@ def test_caching_counts_the_tokens_of_all_its_files(clock, plan, caplog, monkeyp
         unit="rows",
         batch_tokens=100,
         rows_per_shard=2,
-        encode=lambda hidden: {"hidden": hidden},
+        encode=lambda hidden, row: {"hidden": hidden},
         pace=pace,
     )
     assert seen == [90, 100, 200]

@@ -61,6 +61,7 @@ def write_cache(folder, frame, model, vocabulary, dtype="float32", rows_per_shar
         outputs=[folder / "train", folder / "head.safetensors"],
         **DATA,
         store={"train": settings.store},
+        parameters={"train": settings.parameters()},
         row_hashes={"train": frame["row_hash"].tolist()},
     )
     return manifest
@@ -365,12 +366,19 @@ def test_online_teacher_gives_the_losses_of_its_cache(tiny_models, tokenizer, fr
         ({"store": "topk", "top_k": 400}, 2e-2),
         ({"store": "topk", "top_k": 400, "tail": "renormalised"}, 2e-2),
         ({"store": "topk", "top_k": 16}, None),
+        (
+            {"store": "distillkit", "distillkit": {"k": 400, "exact_k": 400, "polynomial_terms": []}},
+            2e-2,
+        ),
+        ({"store": "distillkit"}, None),
+        ({"store": "sampled", "sampled": {"samples": 2**16}}, 2e-2),
+        ({"store": "sampled", "sampled": {"samples": 16}}, None),
     ],
 )
 def test_other_ways_to_store_the_teacher_train_too(
     tiny_models, tokenizer, frame, cache, tmp_path, changes, tolerance
 ):
-    """With all of the vocabulary kept the loss is that of the hidden states; with top-16 it is another."""
+    """With all of the vocabulary kept the loss is that of the hidden states; with a part another."""
     model = load.load_model(tiny_models / "teacher", "float32")
     other = write_cache(tmp_path / "cache", frame, model, len(tokenizer), **changes)
     _, exact = run(tiny_models, frame, cache, tmp_path / "exact")
@@ -380,6 +388,19 @@ def test_other_ways_to_store_the_teacher_train_too(
     else:
         assert abs(log[0]["divergence"] / exact[0]["divergence"] - 1) > 0.05
     assert all(step["divergence"] > 0 for step in log)
+
+
+def test_a_row_s_draws_do_not_depend_on_its_batch(tiny_models, tokenizer, frame, tmp_path):
+    model = load.load_model(tiny_models / "teacher", "float32")
+    caches = []
+    for size in (10, 7):
+        manifest = write_cache(
+            tmp_path / str(size), frame, model, len(tokenizer), rows_per_shard=size, store="sampled"
+        )
+        caches.append(TeacherCache(manifest, "train", frame, DATA))
+    for index in range(len(frame)):
+        one, other = (cache.row(index)["ids"] for cache in caches)
+        assert torch.equal(one, other)
 
 
 def test_half_written_or_damaged_checkpoint_is_not_used(tmp_path):

@@ -42,7 +42,7 @@ def cache(folder: Path, made: Path, dtype: str) -> None:
         unit="rows",
         batch_tokens=200,
         rows_per_shard=20,
-        encode=lambda hidden: {"hidden": hidden.to(getattr(torch, dtype))},
+        encode=lambda hidden, row: {"hidden": hidden.to(getattr(torch, dtype))},
     )
     write_head(model, VOCABULARY, made / "head.safetensors", dtype)
     write_manifest(

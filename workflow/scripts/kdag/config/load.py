@@ -17,6 +17,8 @@ from kdag.files.hashes import sha256_json
 from kdag.job.errors import UserError
 from kdag.losses.parameters import PARAMETERS, resolve
 
+TRUNCATING = ("topk", "distillkit")  # stores of the likeliest tokens alone
+
 
 def load_config(raw: dict) -> Config:
     """Check the whole configuration. UserError has one line per mistake, all of them at once."""
@@ -41,7 +43,7 @@ def load_config(raw: dict) -> Config:
     except ValidationError as error:
         lines += error_lines(error, Config)
     if not lines:
-        lines = truncated(config) + trained_twice(config)
+        lines = truncated(config) + estimated(config) + trained_twice(config)
     if lines:
         raise UserError("\n".join(lines))
     return config
@@ -131,7 +133,7 @@ def trained_twice(config: Config) -> list[str]:
 
 def truncated(config: Config) -> list[str]:
     """What is wrong with strategies whose divergence has no bound where the teacher's tail was cut off."""
-    if config.teacher_cache.store != "topk" or config.teacher_cache.tail != "renormalised":
+    if config.teacher_cache.store not in TRUNCATING or config.teacher_cache.tail != "renormalised":
         return []
     from kdag.losses import divergences  # torch, a second that every call of snakemake would take
 
@@ -143,6 +145,30 @@ def truncated(config: Config) -> list[str]:
         for asked in (divergences.load(strategy.divergence).whole_teacher,)
         if any(asked(**params) for params in both_ends(strategy.divergence_params()))
     ]
+
+
+def estimated(config: Config) -> list[str]:
+    """What is wrong with strategies whose gradient a sample of the teacher's distribution biases."""
+    if config.teacher_cache.store != "sampled":
+        return []
+    from kdag.losses import divergences  # torch
+
+    drawn_at, lines = config.teacher_cache.sampled.temperature, []
+    for name, strategy in config.strategies.items():
+        if strategy.divergence == NO_DIVERGENCE or config.online(name):
+            continue
+        linear = divergences.load(strategy.divergence).linear_in_teacher
+        if not all(linear(**params) for params in both_ends(strategy.divergence_params())):
+            lines.append(
+                f"strategies.{name}: the gradient of {strategy.divergence} is not linear in the teacher's "
+                "probabilities, so that teacher_cache.store sampled biases it; take fkl, or store: hidden"
+            )
+        elif others := [t for t in numbers(config.distillation_of(name).temperature) if t != drawn_at]:
+            lines.append(
+                f"strategies.{name}: temperature {others[0]:g} is not teacher_cache.sampled.temperature, "
+                f"{drawn_at:g}, and a sample says nothing of another; make them equal, or take store: hidden"
+            )
+    return lines
 
 
 def both_ends(params: dict) -> list[dict]:

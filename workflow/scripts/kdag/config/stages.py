@@ -71,7 +71,7 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
             students = map(tried, trainings or [training])
             return {
                 "teacher_training": tried(config.teacher_training.model_dump()),
-                "teacher_cache": config.teacher_cache.model_dump(exclude={"shards", "rows_per_shard"}),
+                "teacher_cache": config.teacher_cache.used({"shards", "rows_per_shard"}),
                 "students": list({canonical_json(keys): keys for keys in students}.values()),
                 "evaluation": {"dtype": config.evaluation.dtype},
             }
@@ -85,7 +85,7 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
             kept = {"store", "top_k", "tail", "rows_per_shard"}
             return {"server": config.teacher.asked(), **config.teacher_cache.model_dump(include=kept)}
         case "cache_teacher":
-            return config.teacher_cache.model_dump(exclude={"shards"})
+            return config.teacher_cache.used()
         case "sft_student":
             return training | {"seed": int(seed)}
         case "distill":

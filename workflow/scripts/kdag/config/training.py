@@ -79,6 +79,34 @@ class TeacherTraining(Training):
     seed: int = Field(0, ge=0, lt=2**32)
 
 
+class DistillKit(Section):
+    """Keys of DistillKit's `logprob_compressor`, by its names; the others are as it recommends."""
+
+    k: int = Field(128, gt=0, description="tokens kept per position")
+    exact_k: int = Field(16, ge=0, description="of these the likeliest, stored as they are, in bfloat16")
+    polynomial_terms: list[Annotated[int, Field(ge=0, le=8)] | Literal["sqrt"]] = Field(
+        [0, 1, 2, 3, 4, "sqrt"], description="powers of the rank, and its root, that are fitted to the others"
+    )
+
+    @model_validator(mode="after")
+    def _the_others_are_fitted(self):
+        if self.exact_k > self.k:
+            raise ValueError(f"exact_k {self.exact_k} is more than k {self.k}")
+        if self.exact_k < self.k and not self.polynomial_terms:
+            raise ValueError("polynomial_terms: one at least, or exact_k as large as k")
+        return self
+
+
+class Sampled(Section):
+    """Tokens drawn from the teacher's distribution (arXiv 2503.16870)."""
+
+    samples: int = Field(128, gt=0, le=2**16, description="draws per position, with replacement")
+    temperature: Number = Field(
+        2.0, gt=0, le=96, description="of the distribution; must be that of every strategy that reads it"
+    )
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
 class TeacherCache(Section):
     """What the teacher thinks: its last hidden states at every answer position."""
 
@@ -91,13 +119,32 @@ class TeacherCache(Section):
         le=1000,
         description="jobs that write it side by side, whole files each; the result is the same",
     )
-    store: Literal["hidden", "hidden-int8", "topk", "logits"] = Field(
+    store: Literal["hidden", "hidden-int8", "topk", "logits", "distillkit", "sampled"] = Field(
         "hidden", description="what is stored of a training row; only hidden is exact and small"
     )
     top_k: int = Field(128, gt=0, description="topk: tokens kept per position")
     tail: Literal["bucket", "renormalised"] = Field(
-        "bucket", description="topk: the other tokens share their mass evenly, or have none"
+        "bucket", description="topk, distillkit: the other tokens share their mass evenly, or have none"
     )
+    distillkit: DistillKit = Field(default_factory=DistillKit, description="store: distillkit")
+    sampled: Sampled = Field(default_factory=Sampled, description="store: sampled; only for fkl")
+
+    def parameters(self) -> dict:
+        """Of what is stored of a training row, by the names that storage.py and sizes.py know."""
+        match self.store:
+            case "hidden":
+                return {"dtype": self.dtype}
+            case "topk":
+                return {"k": self.top_k, "tail": self.tail}
+            case "distillkit":
+                return self.distillkit.model_dump() | {"tail": self.tail}
+            case "sampled":
+                return self.sampled.model_dump()
+        return {}
+
+    def used(self, exclude=("shards",)) -> dict:
+        """What the cache depends on, without the section of a store that is not chosen."""
+        return self.model_dump(exclude={*exclude, *({"distillkit", "sampled"} - {self.store})})
 
 
 class Distillation(Training):

@@ -7,6 +7,9 @@ A file of divergences/ holds one divergence D of a teacher p and a student q, to
         -> (value [n, 1], grad [n, V])
     whole_teacher(**params) -> bool                         is it without bound where the teacher's mass
                                                             was cut away? default: no
+    linear_in_teacher(**params) -> bool                     is the gradient linear in the teacher's
+                                                            probabilities, so that an unbiased estimate of
+                                                            them gives an unbiased gradient? default: no
 
 In `value` the log-probs [N, V] are at the temperature already and finite; nothing is masked, weighted or
 averaged: that is the caller's, once. No gradient reaches the teacher. Everything stays in log space, in fp32
@@ -39,6 +42,7 @@ class Divergence:
     value: Callable
     gradient: Callable | None = None
     whole_teacher: Callable = lambda **params: False
+    linear_in_teacher: Callable = lambda **params: False
     resolve: Callable = dict  # {parameter: value} checked, with defaults
 
     def __call__(self, student_logp, teacher_logp, **params):

@@ -23,5 +23,6 @@ def load(name: str) -> Divergence:
     # By name, so that this is no import to whoever asks what a job's result depends on: the ranges of
     # parameters decide whether a value is refused, and a job is given every value.
     ranges = importlib.import_module("kdag.losses.parameters")
-    own = {part: getattr(module, part) for part in ("gradient", "whole_teacher") if hasattr(module, part)}
+    optional = ("gradient", "whole_teacher", "linear_in_teacher")
+    own = {part: getattr(module, part) for part in optional if hasattr(module, part)}
     return Divergence(name, module.value, resolve=partial(ranges.resolve, name), **own)

@@ -88,14 +88,8 @@ def with_sampling(need: Need, sampled: Need, settings, times: float) -> Need:
 def stored_bytes(config: Config, teacher: Shape) -> float:
     """Of an answer token in the cache, its target included."""
     cache = config.teacher_cache
-    params = {
-        "hidden": {"dtype": cache.dtype},
-        "hidden-int8": {},
-        "topk": {"k": cache.top_k, "tail": cache.tail},
-        "logits": {"dtype": cache.dtype},
-    }
     per_token = sizes.BYTES_PER_TOKEN[cache.store]
-    return per_token(teacher.hidden, teacher.vocabulary, **params[cache.store]) + sizes.TARGET
+    return per_token(teacher.hidden, teacher.vocabulary, **cache.parameters()) + sizes.TARGET
 
 
 def training(shape, settings, tokens, device, teacher=None, live=None) -> Need:

@@ -107,25 +107,31 @@ def write_part(
 ) -> None:
     """Write the shards of one part of the data, or those numbered `files`, each whole or absent.
 
-    encode: hidden [n, d] -> {name: tensor [n, ...]}, what is stored of a row's answer positions. pace: as
-    `answer_states` takes it.
+    encode: (hidden [n, d], the row's hash) -> {name: tensor [n, ...]}, what is stored of a row's answer
+    positions. pace: as `answer_states` takes it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for shard in range(-(-len(frame) // rows_per_shard)) if files is None else files:
         rows = frame.iloc[file_rows(shard, rows_per_shard)]
-        blocks: list[dict] = [None] * len(rows)
+        hashes, blocks = rows["row_hash"].tolist(), [None] * len(rows)
         for index, hidden in answer_states(model, rows, batch_tokens, f"{unit}, shard {shard}", pace):
-            blocks[index] = {name: tensor.cpu() for name, tensor in encode(hidden).items()}
-        tokens = [answer_tokens(row) for row in rows["targets"]]
-        with atomic_path(folder / f"shard-{shard:05d}.safetensors") as path:
-            save_file(
-                {
-                    **{name: torch.cat([block[name] for block in blocks]) for name in blocks[0]},
-                    "targets": torch.from_numpy(np.concatenate(tokens)),
-                    "offsets": torch.tensor([0, *map(len, tokens)]).cumsum(0),
-                },
-                path,
-            )
+            stored = encode(hidden, hashes[index])
+            blocks[index] = {name: tensor.cpu() for name, tensor in stored.items()}
+        write_shard(blocks, rows, folder / f"shard-{shard:05d}.safetensors")
+
+
+def write_shard(blocks: list[dict], rows, target: Path) -> None:
+    """One file, of what is stored of each of `rows`: {name: tensor [n_i, ...]}."""
+    tokens = [answer_tokens(row) for row in rows["targets"]]
+    with atomic_path(target) as path:
+        save_file(
+            {
+                **{name: torch.cat([block[name] for block in blocks]) for name in blocks[0]},
+                "targets": torch.from_numpy(np.concatenate(tokens)),
+                "offsets": torch.tensor([0, *map(len, tokens)]).cumsum(0),
+            },
+            path,
+        )
 
 
 def write_head(model, vocabulary: int, path: Path, dtype: str) -> None:
@@ -181,7 +187,8 @@ class TeacherCache:
         stored = load_file(folder / "head.safetensors")
         self.weights = manifest.get("weights", 0)
         self.head, self.cap = stored["head"], stored["cap"].item() if "cap" in stored else None
-        self.logits = None if store == "hidden" else partial(SCHEMES[store].logits, cap=self.cap)
+        told = manifest["parameters"][part] if SCHEMES[store].told else {}
+        self.logits = None if store == "hidden" else partial(SCHEMES[store].logits, cap=self.cap, **told)
         self.files, self.place = sorted((folder / part).glob("shard-*.safetensors")), []
         for number, path in enumerate(self.files):
             file = safe_open(path, "pt")

@@ -36,6 +36,7 @@ def write_cache(
     folder = folder or manifest.parent
     files = files_of_share({k: len(f) for k, f in frames.items()}, settings.rows_per_shard, *share)
     stored = {part: settings.store if part == "train" else "hidden" for part in frames}
+    told = {part: settings.parameters() for part, store in stored.items() if SCHEMES[store].told}
     weights = {}
     if any(files.values()):
         vocabulary = subset["vocabulary_size"]
@@ -70,6 +71,7 @@ def write_cache(
         processor=precision.here().name,
         device=load.device_name(),
         **weights,
+        **({"parameters": told} if told else {}),
     )
 
 
@@ -95,12 +97,15 @@ def write_files(model, vocabulary: int, frames, files, stored, settings, folder:
 
 
 def encoder(store: str, head, settings: Settings, cap: float | None = None):
-    """hidden [n, d] -> what is stored of it. Fidelity reads held-out rows as they are."""
+    """(hidden [n, d], the row's hash) -> what is stored of it. Fidelity reads held-out rows as they are."""
     encode = SCHEMES[store].encode
     match store:
         case "hidden":
-            return lambda hidden: encode(hidden, head, dtype=settings.dtype)
-        case "topk":
-            exact = head.float()
-            return lambda hidden: encode(hidden, exact, k=settings.top_k, tail=settings.tail, cap=cap)
-    return lambda hidden: encode(hidden, head, cap=cap)
+            return lambda hidden, row: encode(hidden, head, dtype=settings.dtype)
+        case "topk" | "distillkit":
+            exact, given = head.float(), settings.parameters()
+            return lambda hidden, row: encode(hidden, exact, **given, cap=cap)
+        case "sampled":
+            exact, given = head.float(), settings.parameters()
+            return lambda hidden, row: encode(hidden, exact, **given, row=row, cap=cap)
+    return lambda hidden, row: encode(hidden, head, cap=cap)

@@ -41,6 +41,11 @@ def whole_teacher(*, alpha, beta):
     return alpha == 0
 
 
+def linear_in_teacher(*, alpha, beta):
+    """p enters the gradient as p^alpha."""
+    return alpha == 1
+
+
 def weighted_expm1(log_w, d, a):
     """exp(log_w) expm1(a d) / a, or its limit exp(log_w) d at a = 0."""
     if a == 0:

@@ -13,3 +13,7 @@ def gradient(x, y, q, p, log_q_sum, log_p_sum):
     """h = -p / q: the gradient is q - p."""
     total = dot(p, y.sub_(x), x) + (log_q_sum - log_p_sum)
     return total, torch.sub(q, p, out=p)
+
+
+def linear_in_teacher():
+    return True
