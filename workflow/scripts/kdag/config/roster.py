@@ -28,14 +28,25 @@ def student_ids(config) -> dict[str, tuple[str, int]]:
     }
 
 
+def further_teacher_ids(config) -> dict[str, str]:
+    """{model id: name} of every further teacher as it is fine-tuned."""
+    return {f"{TEACHER}-{name}": name for name in config.teachers}
+
+
+def untrained_teacher_ids(config) -> dict[str, str]:
+    """{model id: name} of every further teacher as it was fetched."""
+    return {f"{TEACHER_UNTRAINED}-{name}": name for name in config.teachers}
+
+
 def model_ids(config) -> list[str]:
     """Every model that is evaluated."""
-    return [*FIXED, *student_ids(config)]
+    further = [*untrained_teacher_ids(config), *further_teacher_ids(config)]
+    return [TEACHER_UNTRAINED, TEACHER, *further, STUDENT_UNTRAINED, *student_ids(config)]
 
 
 def trained_ids(config) -> list[str]:
     """The models that the experiment trains."""
-    return [TEACHER, *student_ids(config)]
+    return [TEACHER, *further_teacher_ids(config), *student_ids(config)]
 
 
 def compared_ids(config) -> list[str]:
@@ -46,6 +57,8 @@ def compared_ids(config) -> list[str]:
 def home_of(config, model: str) -> str:
     """The folder of a trained model below results/<experiment>/."""
     strategy, seed = student_ids(config).get(model, ("", 0))
+    if name := further_teacher_ids(config).get(model):
+        return f"teachers/{name}"
     return f"students/{strategy}/seed{seed}" if strategy else TEACHER
 
 
@@ -53,13 +66,23 @@ def neighbours(config, model: str) -> list[str]:
     """The rows that say what a trained model's scores are worth."""
     if model == TEACHER:
         return [TEACHER_UNTRAINED]
+    if name := further_teacher_ids(config).get(model):
+        return [f"{TEACHER_UNTRAINED}-{name}"]
     _, seed = student_ids(config)[model]
     return [STUDENT_UNTRAINED, f"{SFT}-seed{seed}", TEACHER]
 
 
 def table_rows(config) -> list[dict]:
     """The table's rows."""
-    rows = [{"model": model, "label": label, "role": role} for model, (label, role, _) in FIXED.items()]
+    rows = []
+    for model, (label, role, _) in FIXED.items():
+        if model == STUDENT_UNTRAINED:
+            rows += [
+                {"model": id_, "label": f"teacher {name}{state}", "role": "teacher"}
+                for ids, state in ((untrained_teacher_ids, ", untrained"), (further_teacher_ids, ""))
+                for id_, name in ids(config).items()
+            ]
+        rows.append({"model": model, "label": label, "role": role})
     for model, (strategy, seed) in student_ids(config).items():
         seeds = f" (seed {seed})" if len(config.seeds) > 1 else ""
         label = f"student - {strategy}{seeds}"
