@@ -137,7 +137,7 @@ def raw(tmp_path, **strategies):
 @pytest.mark.parametrize(
     ("strategy", "said"),
     [
-        ({"divergence": "fkl", "teachers": "othr"}, "no teacher is called 'othr'; did you mean 'other'"),
+        ({"divergence": "fkl", "teachers": "othr"}, "no teacher is called 'othr'; did you mean `other`"),
         ({"divergence": "fkl", "teachers": {"teacher": 0.5, "other": 0.6}}, "the weights add up to 1"),
         ({"divergence": "fkl", "teachers": {"teacher": 1, "other": 0}}, "a weight is a number above 0"),
         ({"divergence": "none", "teachers": "other"}, "without a divergence no teacher is asked"),

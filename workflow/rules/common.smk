@@ -155,7 +155,8 @@ def needs(stage, models=("model",), together=sum, plan=None):
     gpus = gpus_of(stage)
 
     def weights(inputs):
-        return together(model_bytes(inputs[name]) for name in models)
+        paths = [inputs[name] for name in models]
+        return together(sum(map(model_bytes, [path] if isinstance(path, str) else path)) for path in paths)
 
     def planned(wildcards, input):
         weights(input)

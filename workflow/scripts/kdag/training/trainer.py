@@ -39,10 +39,10 @@ class DistillTrainer(Trainer):
         **kwargs,
     ):
         """teacher: a TeacherCache, a LiveTeacher, several of them (teacher/several.py) or None. rollouts:
-        what gives rows the student's own answers before each step (rollouts.Rollouts), if any has them; share:
-        a schedule of the share of rows that have them, or None; heldout: a Rows that no step learns from, by
-        which an adaptive share grows. budget: what the learning rate and all schedules follow, instead of
-        the steps."""
+        what gives rows the student's own answers before each step (rollouts.Rollouts), if any has them.
+        share: a schedule of the share of rows that have them, or None; heldout: a Rows that no step learns
+        from, by which an adaptive share grows. budget: what the learning rate and all schedules follow,
+        instead of the steps."""
         super().__init__(**kwargs)
         self.course = budgets.BudgetOnly(budget) if budget else budgets.StepsOnly()
         self.schedules = Schedules(objective, self.course)
