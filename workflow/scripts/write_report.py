@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 
 from kdag.config.experiment import Config
-from kdag.config.roster import TEACHER
+from kdag.config.roster import is_trained
 from kdag.config.section import checked
 from kdag.config.stages import shown
 from kdag.files.atomic import write_json, write_text
@@ -54,7 +54,7 @@ def main(args):
         check_source(path, scores[path.parent.name]["inputs"], "samples", path.with_name("samples.jsonl"))
     manifest = read_manifest(args.manifests[0], ("device", "processor", "dtype"))
     labels = {row["model"]: row["label"] for row in rows}
-    trained = [row["model"] for row in rows if row["model"] == TEACHER or row["role"] == "student"]
+    trained = [row["model"] for row in rows if is_trained(row["model"])]
     statistics = configuration["statistics"]
     # Snakemake writes the benchmarks when a job is done; a stage that ran by hand has none.
     results = args.output.parents[1]

@@ -86,10 +86,12 @@ class Config(Section):
 
     def _teachers_are_there(self):
         for name, source in self.teachers.items():
-            if not re.fullmatch(NAME, name) or name == FIRST or len(name) > LONGEST_NAME:
+            taken = name == FIRST or name.startswith("untrained") or re.search(r"-seed\d+$", name)
+            if not re.fullmatch(NAME, name) or taken or len(name) > LONGEST_NAME:
                 raise ValueError(
                     f"teachers: the name {name!r} may hold letters, digits, '.', '_' and '-', starts with a "
-                    f"letter or digit and is not {FIRST!r}"
+                    f"letter or digit, is not {FIRST!r}, and neither begins with untrained nor ends in "
+                    "-seed<number>"
                 )
             if unknown := [key for key in source.training if key not in TeacherTraining.model_fields]:
                 hint = suggestion(str(unknown[0]), TeacherTraining.model_fields)

@@ -4,6 +4,8 @@ No other module spells these names. A row is {"model": its id, "label", "role"};
 "strategy" and "seed" too.
 """
 
+import re
+
 # The rows that every table has, besides the students: {model id: (label, role, in a sentence)}.
 FIXED = {
     "teacher-untrained": ("teacher, untrained", "teacher", "the untrained teacher"),
@@ -47,6 +49,16 @@ def model_ids(config) -> list[str]:
 def trained_ids(config) -> list[str]:
     """The models that the experiment trains."""
     return [TEACHER, *further_teacher_ids(config), *student_ids(config)]
+
+
+def is_student(model: str) -> bool:
+    """Is it a trained student's id? No name of a strategy or a teacher ends so."""
+    return re.search(r"-seed\d+$", model) is not None
+
+
+def is_trained(model: str) -> bool:
+    """Is it the id of a model that the experiment trains?"""
+    return not model.startswith(TEACHER_UNTRAINED) and model != STUDENT_UNTRAINED
 
 
 def compared_ids(config) -> list[str]:
