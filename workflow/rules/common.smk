@@ -9,6 +9,7 @@
 # params(stage)   the stage's part of the configuration as one canonical JSON string
 # needs(stage)    the resources of a job: GPUs, memory, time; planned: seconds that it should take; gpu_mb: the
 #                 GPU memory that it should take, by which `--resources gpu_mb=n` puts jobs on one GPU
+# HOMES           {teacher's name: the folder of its model}: `teacher`, and the further ones
 # model_home(id)  the folder with model/ and manifest.json of a model
 # SERVER          is the teacher behind a server? Then rules/server.smk takes the place of rules/teacher.smk
 import functools
@@ -42,11 +43,14 @@ from kdag.config.roster import (
     TEACHER_UNTRAINED,
     behind_server,
     compared_ids,
+    further_teacher_ids,
     home_of,
     model_ids,
     student_ids,
     trained_ids,
+    untrained_teacher_ids,
 )
+from kdag.config.teachers import BY, FIRST
 from kdag.config.stages import answer_set, answer_sets, source_name, stage_params, tried
 
 try:
@@ -130,7 +134,8 @@ def params(stage):
     """A function of the wildcards alone: only then does Snakemake track what it returns."""
 
     def of(wildcards):
-        known = {key: wildcards.get(key) for key in ("strategy", "seed", "task") if key in wildcards.keys()}
+        keys = ("strategy", "seed", "task", "teacher")
+        known = {key: wildcards.get(key) for key in keys if key in wildcards.keys()}
         return canonical_json(stage_params(CONFIG, stage, **known))
 
     return of
@@ -153,7 +158,8 @@ def needs(stage, models=("model",), together=sum, plan=None):
     gpus = gpus_of(stage)
 
     def weights(inputs):
-        return together(model_bytes(inputs[name]) for name in models)
+        paths = [inputs[name] for name in models]
+        return together(sum(map(model_bytes, [path] if isinstance(path, str) else path)) for path in paths)
 
     def planned(wildcards, input):
         weights(input)
@@ -177,11 +183,17 @@ def needs(stage, models=("model",), together=sum, plan=None):
     }
 
 
+# Of what the planner does not know: further tasks, further teachers.
+UNPLANNED = {"planned": 0, "gpu_mb": expected.WHOLE_GPU}
+
+
 def kind_of(wildcards):
     """Which of a stage's jobs it is: the planner tells a strategy from another, a teacher's from a student's."""
     if "strategy" in wildcards.keys():
         return wildcards.strategy
-    return "teacher" if wildcards.get("model") in (TEACHER_UNTRAINED, TEACHER_TRAINED) else "student"
+    further = (*further_teacher_ids(CONFIG), *untrained_teacher_ids(CONFIG))
+    teachers = (TEACHER_UNTRAINED, TEACHER_TRAINED, *further)
+    return "teacher" if wildcards.get("model") in teachers else "student"
 
 
 @functools.cache
@@ -202,6 +214,11 @@ def planned_device():
 def fetched(kind, stage):
     """Where a fetched source lies: experiments share it, and every other source has its own place."""
     return f"resources/{kind}/{source_name(stage_params(CONFIG, stage))}"
+
+
+def further_at(folder):
+    """The name of a further teacher whose model lies in this folder of resources/models."""
+    return next(name for name, home in FURTHER.items() if Path(home).name == folder)
 
 
 def task_home(task):
@@ -234,6 +251,11 @@ def local_template(chat):
 
 
 TEACHER = fetched("models", "fetch_teacher")
+FURTHER = {  # {name: the folder of a further teacher as it was fetched}
+    name: f"resources/models/{source_name(stage_params(CONFIG, 'fetch_teacher', teacher=name))}"
+    for name in CONFIG.teachers
+}
+HOMES = {FIRST: "<results>/teacher"} | {name: f"<results>/teachers/{name}" for name in FURTHER}
 STUDENT = "<results>/student" if CONFIG.student.derive else fetched("models", "fetch_student")
 SPOKEN = STUDENT if SERVER else TEACHER  # whose tokenizer and template the teacher has
 DATASET = fetched("datasets", "fetch_dataset")
@@ -251,8 +273,15 @@ PLANNED_FROM = [  # a student cut from the teacher is planned from the teacher's
 WITH_TEACHER = [name for name in FIXED if CONFIG.strategies[name].divergence != kinds.NO_DIVERGENCE]
 READERS = [name for name in WITH_TEACHER if not CONFIG.online(name)]
 CACHED = ["heldout"]
-if not CONFIG.strategies or any(kinds.DATASET in CONFIG.strategies[name].answers for name in READERS):
+if not CONFIG.strategies or any(
+    kinds.DATASET in CONFIG.strategies[name].answers and FIRST in CONFIG.teachers_of(name) for name in READERS
+):
     CACHED = ["train", "heldout"]
+ROUTED = {  # {column: a strategy whose rows it routes}
+    CONFIG.strategies[name].teachers[BY]: name
+    for name in WITH_TEACHER
+    if CONFIG.strategies[name].teachers and BY in CONFIG.strategies[name].teachers
+}
 
 
 def rows_of(wildcards):
@@ -280,8 +309,14 @@ def seen(cached="", live=""):
         name = wildcards.strategy
         if CONFIG.strategies[name].divergence == kinds.NO_DIVERGENCE:
             return []
+        asked = CONFIG.teachers_of(name)
         if CONFIG.online(name):
-            return [f"<results>/teacher/{live}"] if live else []
+            return [f"{HOMES[teacher]}/{live}" for teacher in asked] if live else []
+        if asked != [FIRST]:
+            caches = [
+                "<results>/cache" if teacher == FIRST else f"{HOMES[teacher]}/cache" for teacher in asked
+            ]
+            return [f"{cache}/{cached}" for cache in caches] if cached else []
         return [f"{cache}/{cached}" for cache in rows_of(wildcards).values()] if cached else []
 
     return of
@@ -301,14 +336,23 @@ def adaptive_rows(wildcards):
 
 
 def trained_teacher(wildcards):
-    """The manifest of the teacher that caches are compared with."""
-    return seen(cached="manifest.json")(wildcards) and "<results>/teacher/manifest.json"
+    """The manifest of each teacher, which its cache is compared with."""
+    if not seen(cached="manifest.json")(wildcards):
+        return []
+    return [f"{HOMES[teacher]}/manifest.json" for teacher in CONFIG.teachers_of(wildcards.strategy)]
+
+
+def routes(wildcards):
+    """Which row has which teacher, where a column says so."""
+    given = CONFIG.strategies[wildcards.strategy].teachers or {}
+    return f"<results>/data/routes-{given[BY]}.json" if BY in given else []
 
 
 def model_home(model):
     fixed = {
         TEACHER_UNTRAINED: TEACHER,
         STUDENT_UNTRAINED: STUDENT,
+        **{id_: FURTHER[name] for id_, name in untrained_teacher_ids(CONFIG).items()},
     }
     return fixed.get(model) or f"<results>/{home_of(CONFIG, model)}"
 
@@ -321,6 +365,7 @@ def refuse_unknown(outputs=()):
     folders = ["data", "check", "teacher", "cache", *(f"eval/{model}" for model in MODELS)]
     folders += [f"answers/{name}" for name in ANSWER_SETS] + [f"answers/{name}/cache" for name in ANSWER_SETS]
     folders += [f"eval/{model}/{task}" for model in MODELS for task in TASKS]
+    folders += [f"teachers/{name}/cache" for name in FURTHER]
     homes = [model_home(model).replace("<results>", here) for model in MODELS]
     places = [Path(here, folder) for folder in folders] + [Path(home) for home in homes]
     places += [Path(place) for place in (DATASET, PROMPTS, *map(task_home, TASKS))] + [Path(NLTK).parent]

@@ -24,6 +24,33 @@ if not SERVER:
             " --manifest {output.manifest:q} --log-file {log:q}"
 
 
+if set(FURTHER.values()) - {TEACHER, STUDENT}:
+
+    rule fetch_further_teacher:
+        input:
+            code=code("fetch_model"),
+            files=lambda wildcards: local_files(CONFIG.teachers[further_at(wildcards.source)]),
+        output:
+            model=directory("resources/models/{source}/model"),
+            manifest="resources/models/{source}/manifest.json",
+        log:
+            "<logs>/fetch_further_teacher/{source}.log",
+        wildcard_constraints:
+            source="|".join(
+                re.escape(Path(home).name) for home in sorted(set(FURTHER.values()) - {TEACHER, STUDENT})
+            ),
+        localrule: True
+        conda:
+            "../../envs/train.yaml"
+        params:
+            config=lambda wildcards: canonical_json(
+                stage_params(CONFIG, "fetch_teacher", teacher=further_at(wildcards.source))
+            ),
+        shell:
+            "python {input.code[0]:q} --config {params.config:q} --output {output.model:q}"
+            " --manifest {output.manifest:q} --log-file {log:q}"
+
+
 if CONFIG.student.derive:
 
     rule derive_student:
@@ -149,6 +176,8 @@ rule settle_chat:
         teacher_model=ancient(f"{SPOKEN}/model"),
         student=f"{STUDENT}/manifest.json",
         student_model=ancient(f"{STUDENT}/model"),
+        others=[f"{home}/manifest.json" for home in FURTHER.values()],
+        further=ancient([f"{home}/model" for home in FURTHER.values()]),
     output:
         chat=CHAT,
     log:
@@ -160,7 +189,8 @@ rule settle_chat:
         config=params("settle_chat"),
     shell:
         "python {input.code[0]:q} --config {params.config:q} --teacher {input.teacher_model:q}"
-        " --student {input.student_model:q} --output {output.chat:q} --log-file {log:q}"
+        " --student {input.student_model:q} --further {input.further:q}"
+        " --output {output.chat:q} --log-file {log:q}"
 
 
 rule subset:
@@ -172,6 +202,8 @@ rule subset:
         teacher_model=ancient(f"{SPOKEN}/model"),
         student=f"{STUDENT}/manifest.json",
         student_model=ancient(f"{STUDENT}/model"),
+        others=[f"{home}/manifest.json" for home in FURTHER.values()],
+        further=ancient([f"{home}/model" for home in FURTHER.values()]),
     output:
         train="<results>/data/train.parquet",
         heldout="<results>/data/heldout.parquet",
@@ -185,9 +217,33 @@ rule subset:
         config=params("subset"),
     shell:
         "python {input.code[0]:q} --config {params.config:q} --rows {input.rows:q} --chat {input.chat:q}"
-        " --models {input.student_model:q} {input.teacher_model:q}"
+        " --models {input.student_model:q} {input.teacher_model:q} {input.further:q}"
         " --train {output.train:q} --heldout {output.heldout:q} --manifest {output.manifest:q}"
         " --log-file {log:q}"
+
+
+for column, strategy in ROUTED.items():
+
+    rule:
+        name:
+            f"route_rows_{re.sub(r'[^A-Za-z0-9]', '_', column)}"
+        input:
+            code=code("route_rows"),
+            rows=f"{DATASET}/rows.jsonl",
+            data="<results>/data/manifest.json",
+            train="<results>/data/train.parquet",
+        output:
+            f"<results>/data/routes-{column}.json",
+        log:
+            f"<logs>/route_rows/{column}.log",
+        localrule: True
+        conda:
+            "../../envs/train.yaml"
+        params:
+            config=canonical_json(stage_params(CONFIG, "route_rows", strategy=strategy)),
+        shell:
+            "python {input.code[0]:q} --config {params.config:q} --rows {input.rows:q} --train {input.train:q}"
+            " --output {output:q} --log-file {log:q}"
 
 
 rule select_prompts:

@@ -106,7 +106,7 @@ rule evaluate_task:
         ANSWERS
     threads: 8
     resources:
-        **needs("generate") | {"planned": 0, "gpu_mb": expected.WHOLE_GPU},  # the planner knows no further tasks
+        **needs("generate") | UNPLANNED,
     params:
         config=params("evaluate_task"),
     shell:

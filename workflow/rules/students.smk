@@ -45,6 +45,7 @@ rule distill:
         trained=ancient(trained_teacher),
         states=ancient(seen(cached="train", live="model")),
         reference=reference,
+        routes=routes,
     output:
         model=directory("<results>/students/{strategy}/seed{seed}/model"),
         log="<results>/students/{strategy}/seed{seed}/training.jsonl",
@@ -67,6 +68,7 @@ rule distill:
         " --gpus {resources.gpu} --planned {resources.planned} --tensorboard {resources.tensorboard}"
         " --config {params.config:q} --model {input.model:q} --chat {input.chat:q} --train {input.train:q}"
         " --teacher {input.teacher:q} --expect-teacher {input.trained:q} --reference {input.reference:q}"
+        " --routes {input.routes:q}"
         " --output {output.model:q} --log {output.log:q} --manifest {output.manifest:q} --log-file {log:q}"
 
 
@@ -81,10 +83,11 @@ if ON_POLICY:
             train=rows_files("train.parquet"),
             base=f"{STUDENT}/manifest.json",
             model=ancient(f"{STUDENT}/model"),
-            teacher="<results>/teacher/manifest.json",
+            teacher=seen(live="manifest.json"),
             trained=[],
-            states=ancient("<results>/teacher/model"),
+            states=ancient(seen(live="model")),
             reference=reference,
+            routes=[],
             heldout=adaptive_rows,  # next to the reference
         output:
             model=directory("<results>/students/{strategy}/seed{seed}/model"),

@@ -68,6 +68,57 @@ rule sft_teacher:
         " --manifest {output.manifest:q} --log-file {log:q}"
 
 
+if FURTHER:
+
+    use rule sft_teacher as sft_further_teacher with:
+        input:
+            code=code("sft"),
+            checked=[] if OUTPUT_CACHE else CHECKED,
+            chat=CHAT,
+            data="<results>/data/manifest.json",
+            train="<results>/data/train.parquet",
+            base=lambda wildcards: f"{FURTHER[wildcards.teacher]}/manifest.json",
+            model=ancient(lambda wildcards: f"{FURTHER[wildcards.teacher]}/model"),
+        output:
+            model=directory("<results>/teachers/{teacher}/model"),
+            log="<results>/teachers/{teacher}/training.jsonl",
+            manifest="<results>/teachers/{teacher}/manifest.json",
+        log:
+            "<logs>/sft_further_teacher/{teacher}.log",
+        benchmark:
+            "<benchmarks>/sft_further_teacher/{teacher}.tsv"
+        resources:
+            **needs("sft_teacher") | UNPLANNED,
+
+    rule cache_further_teacher:
+        input:
+            code=code("cache_teacher"),
+            data="<results>/data/manifest.json",
+            train="<results>/data/train.parquet",
+            teacher="<results>/teachers/{teacher}/manifest.json",
+            model=ancient("<results>/teachers/{teacher}/model"),
+        output:
+            train=directory("<results>/teachers/{teacher}/cache/train"),
+            head="<results>/teachers/{teacher}/cache/head.safetensors",
+            manifest="<results>/teachers/{teacher}/cache/manifest.json",
+        log:
+            "<logs>/cache_further_teacher/{teacher}.log",
+        benchmark:
+            "<benchmarks>/cache_further_teacher/{teacher}.tsv"
+        conda:
+            "../../envs/train.yaml"
+        threads: 8
+        resources:
+            **needs("cache_teacher") | UNPLANNED,
+        params:
+            config=params("cache_teacher"),
+        shell:
+            "python {input.code[0]:q} --name cache_teacher/{wildcards.teacher}"
+            " --gpus {resources.gpu} --planned {resources.planned} --config {params.config:q}"
+            " --model {input.model:q} --parts train --train {input.train:q}"
+            " --manifest {output.manifest:q} --log-file {log:q}"
+
+
 if CONFIG.teacher_cache.shards == 1:
 
     rule cache_teacher:

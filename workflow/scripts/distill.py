@@ -35,11 +35,16 @@ def arguments():
         type=Path,
         nargs="*",
         default=[],
-        help="manifest.json of the teacher's cache of each --train, or of the teacher",
+        help="manifest.json of the teacher's cache of each --train, or of the teacher; or of several",
     )
     parser.add_argument(
-        "--expect-teacher", type=Path, nargs="?", help="manifest.json the cache must be made from"
+        "--expect-teacher",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="manifest.json each cache must be made from",
     )
+    parser.add_argument("--routes", type=Path, nargs="?", help="of route_rows.py: the teacher of each row")
     parser.add_argument(
         "--reference", type=Path, nargs="?", help="manifest.json of the data, for a budget that sft sets"
     )
@@ -75,6 +80,7 @@ def main(args):
         section="distillation",
         tensorboard=bool(args.tensorboard),
         reference=args.reference,
+        routes=args.routes,
     )
 
 

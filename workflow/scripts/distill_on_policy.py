@@ -27,8 +27,13 @@ def arguments():
         help="train.parquet of the data, and of the teacher's answers if some are learned",
     )
     parser.add_argument("--chat", type=Path, required=True, help="chat.json, saved with the model")
-    parser.add_argument("--teacher", type=Path, nargs=1, required=True, help="manifest.json of the teacher")
-    parser.add_argument("--expect-teacher", type=Path, nargs="?", help="of a cache; here there is none")
+    parser.add_argument(
+        "--teacher", type=Path, nargs="+", required=True, help="manifest.json of each teacher"
+    )
+    parser.add_argument("--expect-teacher", type=Path, nargs="*", help="of a cache; here there is none")
+    parser.add_argument(
+        "--routes", type=Path, nargs="?", help="of rows that are not sampled; here there are none"
+    )
     parser.add_argument(
         "--reference",
         type=Path,

@@ -11,8 +11,9 @@ import os
 from pathlib import Path
 
 from kdag.config import yaml_file
-from kdag.config.roster import SFT, TEACHER, home_of, student_ids, trained_ids
+from kdag.config.roster import SFT, further_teacher_ids, home_of, is_student, student_ids, trained_ids
 from kdag.config.stages import stage_params
+from kdag.config.teachers import FIRST
 from kdag.files.atomic import atomic_path
 from kdag.files.manifest import read_manifest, verify_files
 from kdag.files.reading import read_json
@@ -59,8 +60,9 @@ def check_same(config, home: Path, model: str) -> None:
     """The card shows the configuration, so the model must be of it."""
     strategy, seed = student_ids(config).get(model, ("", 0))
     stage = {"": "sft_teacher", SFT: "sft_student"}.get(strategy, "distill")
+    teacher = further_teacher_ids(config).get(model, FIRST)
     wanted, trained = (
-        stage_params(config, stage, strategy, seed),
+        stage_params(config, stage, strategy, seed, teacher=teacher),
         read_manifest(home / "manifest.json")["params"],
     )
     for key in sorted(wanted.keys() & trained.keys()):
@@ -73,7 +75,9 @@ def check_same(config, home: Path, model: str) -> None:
 
 def base_name(config, model: str) -> str | None:
     """What the adapter is an adapter of, where that is on a hub."""
-    return (config.teacher if model == TEACHER else config.student).id
+    further = further_teacher_ids(config).get(model)
+    source = config.teachers[further] if further else config.teacher
+    return (config.student if is_student(model) else source).id
 
 
 def published(home: Path, base: str | None) -> dict[str, Path]:

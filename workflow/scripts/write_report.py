@@ -8,7 +8,7 @@ import pandas as pd
 import yaml
 
 from kdag.config.experiment import Config
-from kdag.config.roster import TEACHER
+from kdag.config.roster import TEACHER, is_trained
 from kdag.config.section import checked
 from kdag.config.stages import shown
 from kdag.config.teacher import SERVER
@@ -57,7 +57,7 @@ def main(args):
     labels = {row["model"]: row["label"] for row in rows}
     asked = configuration["teacher"]["source"] == SERVER
     trained = [
-        row["model"] for row in rows if (row["model"] == TEACHER and not asked) or row["role"] == "student"
+        row["model"] for row in rows if is_trained(row["model"]) and not (asked and row["model"] == TEACHER)
     ]
     statistics = configuration["statistics"]
     # Snakemake writes the benchmarks when a job is done; a stage that ran by hand has none.

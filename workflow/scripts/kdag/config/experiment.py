@@ -22,10 +22,11 @@ from kdag.config.resources import Resources
 from kdag.config.roster import RESERVED
 from kdag.config.sampling import Sampling
 from kdag.config.section import Section, error_lines, suggestion
-from kdag.config.sources import Data, Student
+from kdag.config.sources import Data, FurtherTeacher, Student
 from kdag.config.statistics import Statistics
 from kdag.config.strategies import Strategy
 from kdag.config.teacher import SERVER, Teacher
+from kdag.config.teachers import BY, FIRST
 from kdag.config.training import Distillation, TeacherCache, TeacherTraining
 
 LONGEST_NAME = 100  # characters; a file's name may have 255, and further words are put to these
@@ -41,6 +42,9 @@ class Config(Section):
     data: Data
     chat: Chat = Field(default_factory=Chat)
     teacher: Teacher
+    teachers: dict[str, FurtherTeacher] = Field(
+        default_factory=dict, description="further teachers by name, which strategies may take"
+    )
     teacher_training: TeacherTraining = Field(default_factory=TeacherTraining)
     teacher_cache: TeacherCache = Field(default_factory=TeacherCache)
     student: Student
@@ -73,6 +77,7 @@ class Config(Section):
         if not self.evaluation.tasks and primary not in IFEVAL:
             hint = suggestion(primary, IFEVAL)
             raise ValueError(f"statistics.primary: no metric is called {primary!r}{hint}")
+        self._teachers_are_there()
         self._passes_are_shared_out()
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: each seed once, got {self.seeds}")
@@ -84,6 +89,8 @@ class Config(Section):
     def _a_server_has_no_weights(self):
         if self.teacher.source != SERVER:
             return self
+        if self.teachers:
+            raise ValueError("teachers: next to a teacher behind a server there can be no other")
         if self.student.derive:
             raise ValueError("student.derive: a teacher behind a server has no layers here to cut from")
         for name, chosen in self.strategies.items():
@@ -107,6 +114,29 @@ class Config(Section):
         if self.teacher.api == "openai" and self.evaluation.repetition_penalty != 1:
             raise ValueError("evaluation.repetition_penalty: teacher.api openai knows none; take 1")
         return self
+
+    def _teachers_are_there(self):
+        for name, source in self.teachers.items():
+            taken = name == FIRST or name.startswith("untrained") or re.search(r"-seed\d+$", name)
+            if not re.fullmatch(NAME, name) or taken or len(name) > LONGEST_NAME:
+                raise ValueError(
+                    f"teachers: the name {name!r} may hold letters, digits, '.', '_' and '-', starts with a "
+                    f"letter or digit, is not {FIRST!r}, and neither begins with untrained nor ends in "
+                    "-seed<number>"
+                )
+            if unknown := [key for key in source.training if key not in TeacherTraining.model_fields]:
+                hint = suggestion(str(unknown[0]), TeacherTraining.model_fields)
+                raise ValueError(f"teachers.{name}.training.{unknown[0]}: no such key{hint}")
+            try:
+                self.teacher_training_of(name)
+            except ValidationError as error:
+                lines = "; ".join(error_lines(error, TeacherTraining))
+                raise ValueError(f"teachers.{name}.training: {lines}") from error
+        for strategy, chosen in self.strategies.items():
+            named = (chosen.teachers or {}).get("weights", {})
+            if unknown := [name for name in named if name not in (FIRST, *self.teachers)]:
+                hint = suggestion(unknown[0], (FIRST, *self.teachers))
+                raise ValueError(f"strategies.{strategy}.teachers: no teacher is called {unknown[0]!r}{hint}")
 
     def _passes_are_shared_out(self):
         """The forward passes of a step go to the GPUs of a job in equal shares."""
@@ -134,6 +164,28 @@ class Config(Section):
 
     def distillation_of(self, strategy: str) -> Distillation:
         return Distillation(**self.distillation.model_dump() | self.strategies[strategy].overrides())
+
+    def teacher_training_of(self, teacher: str) -> TeacherTraining:
+        """Of the first teacher, or of a further one."""
+        own = {} if teacher == FIRST else self.teachers[teacher].training
+        return TeacherTraining(**self.teacher_training.model_dump() | own)
+
+    def teachers_of(self, strategy: str) -> list[str]:
+        """The names of the teachers that a strategy asks, in the order that its training is given."""
+        chosen = self.strategies[strategy]
+        if chosen.divergence == NO_DIVERGENCE:
+            return []
+        given = chosen.teachers or {"weights": {FIRST: 1.0}}
+        return [FIRST, *self.teachers] if BY in given else list(given["weights"])
+
+    def several_teachers(self, strategy: str) -> dict | None:
+        """What a training is told of them: {weights, mixture} or {by, names}; None if there is one."""
+        names, chosen = self.teachers_of(strategy), self.strategies[strategy]
+        if chosen.teachers and BY in chosen.teachers:
+            return {BY: chosen.teachers[BY], "names": names}
+        if len(names) < 2:
+            return None
+        return {"weights": [chosen.teachers["weights"][name] for name in names], "mixture": chosen.mixture}
 
     def sampling_of(self, strategy: str) -> Sampling:
         return Sampling(**self.sampling.model_dump() | self.strategies[strategy].sampling)

@@ -119,6 +119,8 @@ def trained_twice(config: Config) -> list[str]:
                 "parameters": strategy.divergence_params(),
                 "own": [strategy.student_divergence, strategy.pairs],
                 "online": config.online(name),
+                "teachers": config.teachers_of(name),
+                "several": config.several_teachers(name),
                 "answers": strategy.answers,
                 "sampling": config.sampling_of(name).model_dump()
                 if strategy.answers != {DATASET: 1}

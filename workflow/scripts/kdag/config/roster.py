@@ -4,6 +4,8 @@ No other module spells these names. A row is {"model": its id, "label", "role"};
 "strategy" and "seed" too.
 """
 
+import re
+
 # The rows that every table has, besides the students: {model id: (label, role, in a sentence)}.
 FIXED = {
     "teacher-untrained": ("teacher, untrained", "teacher", "the untrained teacher"),
@@ -39,14 +41,37 @@ def student_ids(config) -> dict[str, tuple[str, int]]:
     }
 
 
+def further_teacher_ids(config) -> dict[str, str]:
+    """{model id: name} of every further teacher as it is fine-tuned."""
+    return {f"{TEACHER}-{name}": name for name in config.teachers}
+
+
+def untrained_teacher_ids(config) -> dict[str, str]:
+    """{model id: name} of every further teacher as it was fetched."""
+    return {f"{TEACHER_UNTRAINED}-{name}": name for name in config.teachers}
+
+
 def model_ids(config) -> list[str]:
     """Every model that is evaluated."""
-    return [*fixed_rows(config), *student_ids(config)]
+    further = [*untrained_teacher_ids(config), *further_teacher_ids(config)]
+    *teachers, student = fixed_rows(config)
+    return [*teachers, *further, student, *student_ids(config)]
 
 
 def trained_ids(config) -> list[str]:
     """The models that the experiment trains."""
-    return [*([] if behind_server(config) else [TEACHER]), *student_ids(config)]
+    own = [] if behind_server(config) else [TEACHER]
+    return [*own, *further_teacher_ids(config), *student_ids(config)]
+
+
+def is_student(model: str) -> bool:
+    """Is it a trained student's id? No name of a strategy or a teacher ends so."""
+    return re.search(r"-seed\d+$", model) is not None
+
+
+def is_trained(model: str) -> bool:
+    """Is it the id of a model that the experiment trains, its teacher not being behind a server?"""
+    return not model.startswith(TEACHER_UNTRAINED) and model != STUDENT_UNTRAINED
 
 
 def compared_ids(config) -> list[str]:
@@ -59,6 +84,8 @@ def compared_ids(config) -> list[str]:
 def home_of(config, model: str) -> str:
     """The folder of a trained model below results/<experiment>/."""
     strategy, seed = student_ids(config).get(model, ("", 0))
+    if name := further_teacher_ids(config).get(model):
+        return f"teachers/{name}"
     return f"students/{strategy}/seed{seed}" if strategy else TEACHER
 
 
@@ -66,14 +93,23 @@ def neighbours(config, model: str) -> list[str]:
     """The rows that say what a trained model's scores are worth."""
     if model == TEACHER:
         return [TEACHER_UNTRAINED]
+    if name := further_teacher_ids(config).get(model):
+        return [f"{TEACHER_UNTRAINED}-{name}"]
     _, seed = student_ids(config)[model]
     return [STUDENT_UNTRAINED, f"{SFT}-seed{seed}", TEACHER]
 
 
 def table_rows(config) -> list[dict]:
     """The table's rows."""
-    fixed = fixed_rows(config).items()
-    rows = [{"model": model, "label": label, "role": role} for model, (label, role, _) in fixed]
+    rows = []
+    for model, (label, role, _) in fixed_rows(config).items():
+        if model == STUDENT_UNTRAINED:
+            rows += [
+                {"model": id_, "label": f"teacher {name}{state}", "role": "teacher"}
+                for ids, state in ((untrained_teacher_ids, ", untrained"), (further_teacher_ids, ""))
+                for id_, name in ids(config).items()
+            ]
+        rows.append({"model": model, "label": label, "role": role})
     for model, (strategy, seed) in student_ids(config).items():
         seeds = f" (seed {seed})" if len(config.seeds) > 1 else ""
         label = f"student - {strategy}{seeds}"

@@ -12,6 +12,7 @@ from kdag.config.kinds import DATASET, STUDENT
 from kdag.config.roster import behind_server, table_rows
 from kdag.config.sources import GENERATED, DataSource, Source
 from kdag.config.teacher import REACHED
+from kdag.config.teachers import BY, FIRST
 from kdag.config.training import DistillationJob, MixedJob, Training
 from kdag.files.hashes import canonical_json, sha256_json
 
@@ -44,12 +45,19 @@ def answer_set(config: Config, strategy: str) -> str:
     return sha256_json(stage_params(config, "answer_teacher", strategy=strategy))[:8]
 
 
-def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str = 0, task: str = "") -> dict:
+def stage_params(
+    config: Config,
+    stage: str,
+    strategy: str = "",
+    seed: int | str = 0,
+    task: str = "",
+    teacher: str = FIRST,
+) -> dict:
     """The part of the configuration that the result of one job of `stage` depends on."""
     training = {key: getattr(config.distillation, key) for key in Training.model_fields}
     match stage:
         case "fetch_teacher":
-            return fetch_params(config.teacher)
+            return fetch_params(config.teacher if teacher == FIRST else config.teachers[teacher])
         case "fetch_student":
             return fetch_params(config.student)
         case "fetch_dataset":
@@ -78,7 +86,10 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
         case "select_prompts":
             return {"limit": config.evaluation.limit}
         case "sft_teacher":
-            return config.teacher_training.model_dump()
+            return config.teacher_training_of(teacher).model_dump()
+        case "route_rows":
+            column = config.strategies[strategy].teachers[BY]
+            return {"column": column, "teachers": config.teachers_of(strategy)}
         case "meet_teacher":
             return config.teacher.asked()
         case "cache_teacher" if behind_server(config):
@@ -97,6 +108,7 @@ def stage_params(config: Config, stage: str, strategy: str = "", seed: int | str
                 "seed": int(seed),
                 "budget": config.budget_of(strategy),
                 "teacher_dtype": config.teacher_cache.dtype if config.online(strategy) else None,
+                "teachers": config.several_teachers(strategy),
             }
             if len(chosen.answers) == 1 and STUDENT not in chosen.answers:
                 return DistillationJob(**job).model_dump()
@@ -143,7 +155,7 @@ UNTRIED = (
     *("epochs", "gradient_accumulation", "learning_rate", "warmup_ratio", "schedule", "weight_decay"),
     *("max_grad_norm", "lora_alpha", "seed", "use_ce_loss", "kl_loss_weight", "temperature"),
     *("temperature_squared", "divergence", "divergence_params", "answers", "sampling", "budget"),
-    *("student_divergence", "pairs"),
+    *("student_divergence", "pairs", "teachers"),
 )
 
 
@@ -156,6 +168,8 @@ def canonical(config: Config) -> dict:
     """What load_config takes back, the same however it was spelt; without what changes no result."""
     hidden = {"resources": True, "teacher_cache": {"shards"}, "strategies": True, "sampling": True}
     hidden |= {"teacher": set(REACHED)}
+    if not config.teachers:
+        hidden["teachers"] = True
     strategies = {name: canonical_strategy(config, name) for name in config.strategies}
     return config.model_dump(by_alias=True, exclude=hidden) | {"strategies": strategies}
 
@@ -172,6 +186,8 @@ def canonical_strategy(config: Config, name: str) -> dict:
     if chosen.answers != {DATASET: 1}:
         keys |= {"answers": chosen.answers, "sampling": config.sampling_of(name).model_dump()}
         keys |= {"student_divergence": chosen.student_divergence, "pairs": chosen.pairs}
+    if chosen.teachers:
+        keys |= {"teachers": chosen.teachers.get("weights", chosen.teachers), "mixture": chosen.mixture}
     return keys | ({"method": chosen.method} if chosen.method else {})
 
 

@@ -6,14 +6,15 @@ table of them.
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
-from kdag.config.kinds import DATASET, NO_DIVERGENCE, SOURCES, STUDENT
+from kdag.config.kinds import DATASET, NO_DIVERGENCE, SOURCES, STUDENT, TEACHER
 from kdag.config.sampling import Sampling
 from kdag.config.schedules import OVER, is_schedule, numbers, read
 from kdag.config.section import Section
+from kdag.config.teachers import BY, Teachers
 from kdag.config.training import Distillation
 
 
@@ -73,6 +74,14 @@ class Strategy(Section):
     )
     sampling: dict = Field(default_factory=dict, description="keys of `sampling` that it overrides")
     online: bool | None = Field(None, description="the live teacher, or its cache; null: as teacher.online")
+    teachers: Teachers | None = Field(
+        None,
+        description="one by name, weights by name, or by: a column that names each row's; null: the first",
+    )
+    mixture: Literal["probability", "log"] = Field(
+        "probability",
+        description="of weighted teachers: the mean of their probabilities, or of their log-probabilities",
+    )
 
     @model_validator(mode="after")
     def _keys_fit_together(self):
@@ -89,6 +98,14 @@ class Strategy(Section):
             raise ValueError(f"student_divergence: {own} needs answers of the student, and a divergence")
         if self.pairs and (STUDENT not in self.answers or list(self.answers.values()) != [0.5, 0.5]):
             raise ValueError("pairs: the student's answers and one other kind are needed, a half of each")
+        if self.teachers and self.divergence == NO_DIVERGENCE:
+            raise ValueError("teachers: without a divergence no teacher is asked")
+        if self.teachers and TEACHER in self.answers:
+            raise ValueError("teachers: answers: teacher are those of the first; no other can be chosen")
+        if self.teachers and BY in self.teachers and (STUDENT in self.answers or self.online):
+            raise ValueError(
+                "teachers: by a column they are read from caches; the student's answers have none"
+            )
         return self
 
     def divergence_params(self) -> dict:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_serializer, model_validator
 
 from kdag.config.schedules import scheduled
 from kdag.config.section import Dtype, Number, Section, checked
@@ -173,6 +173,14 @@ class DistillationJob(Distillation):
         None, description="{equal, epochs, rows_per_step} of sft, which takes as much; null: all epochs"
     )
     teacher_dtype: Dtype | None = Field(None, description="online teacher only: its arithmetic")
+    teachers: dict | None = Field(
+        None,
+        description="of several teachers: {weights by name, mixture}, or {by, names}; null: there is one",
+    )
+
+    @model_serializer(mode="wrap")
+    def _one_teacher_goes_without_saying(self, dump):
+        return {key: value for key, value in dump(self).items() if key != "teachers" or value}
 
 
 class MixedJob(DistillationJob):

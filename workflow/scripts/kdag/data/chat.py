@@ -104,12 +104,12 @@ def default(template) -> str | None:
     return template or None
 
 
-def check_vocabulary(teacher, student) -> None:
+def check_vocabulary(teacher, student, who: str = "teacher") -> None:
     """Refuse two tokenizers of different tokens."""
     if len(teacher) != len(student) or teacher.get_vocab() != student.get_vocab():
         differing = set(teacher.get_vocab().items()) ^ set(student.get_vocab().items())
         raise UserError(
-            f"teacher and student have different vocabularies ({len(teacher)} and {len(student)} "
+            f"{who} and student have different vocabularies ({len(teacher)} and {len(student)} "
             f"tokens; {len(differing)} entries differ, such as {sorted(differing)[:3]}): a divergence over "
             "the vocabulary compares them token by token, so it needs one tokenizer for both"
         )

@@ -136,7 +136,7 @@ def mostly(rows: list[dict], scores: dict[str, dict], named: dict[str, list[dict
 def name(row: dict) -> str:
     """`fkl`, with its seed where there are several; the teacher."""
     if row["role"] != "student":
-        return spoken(row["model"])
+        return spoken(row["model"]) or f"the {row['label']}"
     return f"`{row['strategy']}`{row['label'].removeprefix('student - ' + row['strategy'])}"
 
 

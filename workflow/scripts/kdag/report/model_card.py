@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from kdag.config.kinds import DATASET, NO_DIVERGENCE, STUDENT
 from kdag.config.kinds import TEACHER as TEACHERS
-from kdag.config.roster import TEACHER, home_of, neighbours, table_rows
+from kdag.config.roster import TEACHER, further_teacher_ids, home_of, is_student, neighbours, table_rows
 from kdag.config.schedules import is_schedule
 from kdag.config.stages import canonical, shown, stage_params
 from kdag.config.teacher import SERVER
@@ -98,7 +98,9 @@ def made_by(model: str, manifest: dict) -> str:
     """One sentence: how the weights came to be."""
     params = manifest["params"]
     if not manifest["stage"].startswith("distill"):
-        taught = "the teacher of a distillation" if model == TEACHER else "the baseline without a teacher"
+        taught = (
+            "the teacher of a distillation" if not is_student(model) else "the baseline without a teacher"
+        )
         return f"Fine-tuned on the answers only: {taught}."
     said = answers_of(manifest)
     if params["divergence"] == NO_DIVERGENCE:
@@ -153,12 +155,18 @@ def origins(model: str, config: dict, train: dict, revisions: dict) -> list[str]
     start = source_link(student, revisions["student"]) if not student.get("derive") else ""
     start = start or cut_from_teacher(student["derive"])
     fetched = source_link(config["data"], revisions["data"], "datasets/")
-    lines = [
-        f"teacher: {teacher_of(config['teacher'], revisions['teacher'])}",
-        f"student's start: {start}",
-        f"data: {fetched}, {train['rows']} rows with {train['answer_tokens']} answer tokens",
-    ]
-    return lines[::2] if model == TEACHER else lines
+    further = {f"{TEACHER}-{name}": (name, source) for name, source in config.get("teachers", {}).items()}
+    teachers = {TEACHER: f"teacher: {teacher_of(config['teacher'], revisions['teacher'])}"} | {
+        id_: f"teacher {name}: {teacher_of(source, revisions[id_])}"
+        for id_, (name, source) in further.items()
+    }
+    if not is_student(model):
+        return [teachers[model], f"data: {fetched}, {rows_of(train)}"]
+    return [*teachers.values(), f"student's start: {start}", f"data: {fetched}, {rows_of(train)}"]
+
+
+def rows_of(train: dict) -> str:
+    return f"{train['rows']} rows with {train['answer_tokens']} answer tokens"
 
 
 def card(
@@ -224,6 +232,10 @@ def of_model(config, results: Path, model: str, *, licence=None, place: str = RE
         data=read_manifest(results / "data" / "manifest.json"),
         revisions={
             "teacher": revision(stage_params(config, "fetch_teacher"), "models"),
+            **{
+                id_: revision(stage_params(config, "fetch_teacher", teacher=name), "models")
+                for id_, name in further_teacher_ids(config).items()
+            },
             "student": student,
             "data": revision(stage_params(config, "fetch_dataset"), "datasets"),
         },

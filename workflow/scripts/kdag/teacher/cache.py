@@ -213,6 +213,10 @@ class TeacherCache:
         self.__dict__.update(state)
         self.shards = [slices(path) for path in self.files]
 
+    def to(self, device) -> None:
+        """Where the loss is taken."""
+        self.head = self.head.to(device)
+
     def known(self, batch: dict, learn: torch.Tensor):
         """Hidden states [N, d], or the stored tensors of another scheme, {name: [N, ...]}."""
         return batch["teacher"] if self.logits else batch["teacher"]["hidden"]

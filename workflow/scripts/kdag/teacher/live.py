@@ -26,6 +26,10 @@ class LiveTeacher:
         self.weights = weights_of(self.model)[0]
         self.head, self.cap = head_weight(self.model, vocabulary).detach(), logit_cap(self.model)
 
+    def to(self, device) -> None:
+        """Where the loss is taken."""
+        self.head = self.head.to(device)
+
     @torch.no_grad()
     def known(self, batch: dict, learn: torch.Tensor) -> torch.Tensor:
         """Hidden states [N, d] at the positions [B, L] where `learn` is true."""

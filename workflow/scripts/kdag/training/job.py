@@ -1,5 +1,6 @@
 """A training stage from its inputs to its manifest."""
 
+import itertools
 import json
 import shutil
 import sys
@@ -15,12 +16,14 @@ from kdag.data.template import read_chat
 from kdag.files.atomic import atomic_path, write_jsonl, write_text
 from kdag.files.hashes import sha256_file, sha256_json
 from kdag.files.manifest import SUBSET, read_manifest, write_manifest
+from kdag.files.seals import check_source, read_sealed
 from kdag.job import arithmetic, launching
 from kdag.job.errors import UserError
 from kdag.models import load
 from kdag.models.weights import weights_of
 from kdag.teacher.cache import TeacherCache
 from kdag.teacher.live import LiveTeacher
+from kdag.teacher.several import MixedTeachers, RoutedTeachers
 from kdag.training import backends, processes, sharding
 from kdag.training.batches import Mixture, Rows
 from kdag.training.budget import Budget
@@ -52,18 +55,20 @@ def run_stage(
     backend: str,
     section: str,
     teacher: list[Path] = (),
-    expected_teacher: Path | None = None,
+    expected_teacher: list[Path] = (),
     tensorboard: bool = False,
     rollouts=None,
     answers: Path | None = None,
     reference: Path | None = None,
+    routes: Path | None = None,
 ) -> None:
     """A training stage from its inputs to its manifest, for every script that trains.
 
     settings: a config Training with a seed. start: the untrained model's directory; rows: train.parquet of
     the data, of the teacher's answers to it, or both; chat: chat.json, whose template is saved with the
     model. output, log and manifest are written. teacher: the manifests of the teacher's caches of these rows,
-    or, for an online teacher, of the teacher itself; expected_teacher: what the caches must be made from.
+    or, for an online teacher, of the teacher itself; of several teachers one for each. expected_teacher: what
+    the caches must be made from. routes: of route_rows.py, which row has which teacher.
     backend: what `backends.start` chose. section: where the configuration has these settings. rollouts: the
     class Rollouts, for rows that the student answers itself; answers: where its answers are written.
     reference: the manifest of the data, by which a budget is measured; by the held-out rows next to it an
@@ -71,7 +76,7 @@ def run_stage(
     """
     spoken = read_chat(chat) if chat else None
     inputs = {"model": sha256_file(start.parent / "manifest.json")}
-    sources, live = read_sources(rows, teacher, settings, expected_teacher, inputs)
+    sources, live = read_sources(rows, teacher, settings, expected_teacher, inputs, routes)
     if reference:
         inputs["data"] = sha256_file(reference)
     first = next(iter(sources.values()))
@@ -144,26 +149,62 @@ def run_stage(
     shutil.rmtree(work, ignore_errors=True)
 
 
-def read_sources(rows: list[Path], teacher: list[Path], settings, expected: Path | None, inputs: dict):
+def read_sources(
+    rows: list[Path],
+    teacher: list[Path],
+    settings,
+    expected: list[Path],
+    inputs: dict,
+    routes: Path | None = None,
+):
     """({kind of answers: Source}, what makes the live teacher or None); `inputs` gets the hash of each.
 
-    rows, teacher, expected: as run_stage takes them.
+    rows, teacher, expected, routes: as run_stage takes them.
     """
     sources, live = {}, None
+    several = getattr(settings, "teachers", None)
     for number, path in enumerate(rows):
         data = read_manifest(path.parent / "manifest.json", SUBSET)
         kind = TEACHER if data["stage"] == "answer_teacher" else DATASET
         sources[kind] = Source(read_rows(path), data)
         inputs["answers" if kind == TEACHER else "data"] = sha256_file(path.parent / "manifest.json")
-        if teacher and not settings.teacher_dtype:
-            cache = TeacherCache(teacher[number], "train", sources[kind].frame, data, expected)
-            sources[kind].cache = cache
-            inputs["teacher" if kind == DATASET else "teacher_of_answers"] = sha256_file(teacher[number])
+        if not teacher or settings.teacher_dtype:
+            continue
+        mine = teacher if several else [teacher[number]]
+        made_from = expected if several else [*expected[:1]]
+        caches = [
+            TeacherCache(manifest, "train", sources[kind].frame, data, of)
+            for manifest, of in itertools.zip_longest(mine, made_from)
+        ]
+        sources[kind].cache = together(caches, several, routes, path) if several else caches[0]
+        name = "teacher" if kind == DATASET else "teacher_of_answers"
+        inputs |= hashes(name, mine)
     if teacher and settings.teacher_dtype:
-        inputs["teacher"] = sha256_file(teacher[0])
+        inputs |= hashes("teacher", teacher)
         dtype = precision.settle(settings.teacher_dtype, "teacher_cache.dtype")
-        live = partial(LiveTeacher, teacher[0], dtype)
+        live = partial(live_teachers, teacher, dtype, several)
+    if routes:
+        inputs["routes"] = sha256_file(routes)
     return sources, live
+
+
+def hashes(name: str, manifests: list[Path]) -> dict[str, str]:
+    """{name: of the first, name_1: of the next ...}."""
+    return {f"{name}_{n}" if n else name: sha256_file(path) for n, path in enumerate(manifests)}
+
+
+def together(teachers: list, several: dict, routes: Path | None, rows: Path | None = None):
+    """Several teachers as one. several: as of a DistillationJob. rows: train.parquet that `routes` is of."""
+    if "by" not in several:
+        return MixedTeachers(teachers, several["weights"], several["mixture"])
+    found = read_sealed(routes)
+    check_source(routes, found["inputs"], "data", rows.parent / "manifest.json")
+    return RoutedTeachers(teachers, [several["names"].index(name) for name in found["teachers"]])
+
+
+def live_teachers(manifests: list[Path], dtype: str, several: dict | None, vocabulary: int):
+    teachers = [LiveTeacher(manifest, dtype, vocabulary) for manifest in manifests]
+    return together(teachers, several, None) if several else teachers[0]
 
 
 def teacher_of(sources: dict[str, Source], seen, steps: list[dict]) -> tuple[int, int]:

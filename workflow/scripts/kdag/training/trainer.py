@@ -11,8 +11,9 @@ from transformers import Trainer, TrainingArguments
 
 from kdag.job import launching
 from kdag.job.errors import UserError
-from kdag.losses.fused import distill_loss
+from kdag.losses.fused import distill_loss, select
 from kdag.models import head
+from kdag.teacher.several import RoutedTeachers
 from kdag.training import budget as budgets
 from kdag.training import processes, sharding
 from kdag.training.batches import NOTHING, EpochSampler, collate, nothing_to_learn, split, split_by_tokens
@@ -37,10 +38,11 @@ class DistillTrainer(Trainer):
         budget: budgets.Budget | None = None,
         **kwargs,
     ):
-        """teacher: a TeacherCache, a LiveTeacher or None. rollouts: what gives rows the student's own answers
-        before each step (rollouts.Rollouts), if any has them; share: a schedule of the share of rows that
-        have them, or None; heldout: a Rows that no step learns from, by which an adaptive share grows.
-        budget: what the learning rate and all schedules follow, instead of the steps."""
+        """teacher: a TeacherCache, a LiveTeacher, several of them (teacher/several.py) or None. rollouts:
+        what gives rows the student's own answers before each step (rollouts.Rollouts), if any has them.
+        share: a schedule of the share of rows that have them, or None; heldout: a Rows that no step learns
+        from, by which an adaptive share grows. budget: what the learning rate and all schedules follow,
+        instead of the steps."""
         super().__init__(**kwargs)
         self.course = budgets.BudgetOnly(budget) if budget else budgets.StepsOnly()
         self.schedules = Schedules(objective, self.course)
@@ -50,7 +52,8 @@ class DistillTrainer(Trainer):
         self.measured = [*self.schedules.moving, *(rollouts.MEASURES if rollouts else [])]
         self.measured += ["heldout_ce", "student_share"] if share else []
         self.dtype = getattr(torch, dtype)
-        self.teacher_head = None if teacher is None else teacher.head.to(self.args.device)
+        if teacher is not None:
+            teacher.to(self.args.device)
         self.model_accepts_loss_kwargs = True  # the loss is divided by num_items_in_batch here
         self.sums = {}
         # What a batch is cut into: by tokens, if it is all that a process has of a step, else `parts` of its
@@ -181,14 +184,19 @@ class DistillTrainer(Trainer):
             hidden = head.hidden_states(model, inputs["input_ids"], inputs["attention_mask"])
         hidden, labels = hidden[learn].to(self.dtype), inputs["labels"][learn]
         known = teacher and teacher.known(inputs, learn)
-        if not objective.own:
+        if isinstance(teacher, RoutedTeachers):
+            asked = [(objective.divergence, *part) for part in teacher.parts(known)]
+        elif objective.own:
+            own = inputs["own"][:, None].expand_as(learn)[learn]
+            asked = [
+                (divergence, teacher, select(known, some), some)
+                for divergence, some in ((objective.divergence, ~own), (objective.own, own))
+            ]
+        else:
             return self.loss_by(objective.divergence, objective, hidden, labels, teacher, known, num_items)
-        own = inputs["own"][:, None].expand_as(learn)[learn]
         parts = [
-            self.loss_by(
-                divergence, objective, hidden[some], labels[some], teacher, teacher and known[some], num_items
-            )
-            for divergence, some in ((objective.divergence, ~own), (objective.own, own))
+            self.loss_by(divergence, objective, hidden[some], labels[some], one, theirs, num_items)
+            for divergence, one, theirs, some in asked
         ]
         metrics = {name: sum(part[name] for _, part in parts) for name in parts[0][1]}
         return sum(loss for loss, _ in parts), metrics
@@ -202,7 +210,7 @@ class DistillTrainer(Trainer):
             hidden,
             head.head_weight(self.model, self.vocabulary).to(self.dtype),
             known,
-            teacher and self.teacher_head,
+            teacher and teacher.head,
             labels,
             divergence=divergence,
             divergence_params=params,
