@@ -151,6 +151,14 @@ def test_what_cannot_be_is_refused_before_anything_runs(tmp_path, strategy, said
         load_config(raw(tmp_path, mine=strategy))
 
 
+def test_samples_of_teachers_are_not_mixed(tmp_path):
+    settings = raw(tmp_path, mine={"divergence": "fkl", "teachers": {"teacher": 0.5, "other": 0.5}})
+    settings["teacher_cache"] = {"store": "sampled"}
+    settings["distillation"]["temperature"] = 1
+    with pytest.raises(UserError, match="of samples no mixture can be made"):
+        load_config(settings)
+
+
 def test_settings_of_a_further_teacher_are_checked(tmp_path):
     settings = raw(tmp_path, mine={"divergence": "fkl", "teachers": "other"})
     settings["teachers"]["other"]["training"] = {"learning_rat": 1}

@@ -165,6 +165,11 @@ def estimated(config: Config) -> list[str]:
                 f"strategies.{name}: the gradient of {strategy.divergence} is not linear in the teacher's "
                 "probabilities, so that teacher_cache.store sampled biases it; take fkl, or store: hidden"
             )
+        elif "weights" in (config.several_teachers(name) or {}):
+            lines.append(
+                f"strategies.{name}.teachers: of samples no mixture can be made; take store: hidden, or one "
+                "teacher"
+            )
         elif others := [t for t in numbers(config.distillation_of(name).temperature) if t != drawn_at]:
             lines.append(
                 f"strategies.{name}: temperature {others[0]:g} is not teacher_cache.sampled.temperature, "
