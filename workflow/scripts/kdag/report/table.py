@@ -196,9 +196,7 @@ def server_words(rows: list[dict], scores: dict[str, dict], compared: int) -> st
         else "It was asked for no log-probabilities, so fidelity to it is not measured."
     )
     if server["api"] == "openai":
-        known += (
-            " If it has a penalty or top-k by default, it was not switched off: there is no field."
-        )
+        known += " If it has a penalty or top-k by default, it was not switched off: there is no field."
     return (
         f"The teacher, `{server['id']}`, is behind a server ({server['api']}) and was not fine-tuned here; "
         f"what it computes with is not known. {known}"
