@@ -8,7 +8,7 @@ from math import ceil
 
 from kdag.config.experiment import Config
 from kdag.config.kinds import NO_DIVERGENCE, STUDENT
-from kdag.config.roster import model_ids, student_ids
+from kdag.config.roster import student_ids
 from kdag.config.sampling import Sampling
 from kdag.config.schedules import numbers
 from kdag.config.stages import answer_set, answer_sets
@@ -139,7 +139,7 @@ def plan(config: Config, teacher: Shape, student: Shape, device: Device, tokens:
             ("teacher", 2, evaluation, answered(teacher, "teacher"), change, large),
             (
                 "student",
-                len(model_ids(config)) - 2,
+                students + 1,
                 evaluation,
                 answered(student, "student"),
                 change,
