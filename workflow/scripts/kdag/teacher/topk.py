@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from kdag.data.rows import answer_tokens
 from kdag.files.atomic import atomic_path
 from kdag.files.hashes import sha256_file
 from kdag.teacher import asking
-from kdag.teacher.cache import file_rows
+from kdag.teacher.cache import file_rows, write_shard
 from kdag.teacher.server import RefusedError, Server
 from kdag.teacher.storage import FLOOR
 
@@ -90,16 +89,7 @@ def write_part(frame, values: list[dict], folder: Path, *, rows_per_shard: int, 
     for shard in range(-(-len(frame) // rows_per_shard)):
         chosen = file_rows(shard, rows_per_shard)
         blocks = [stored(value, **form) for value in values[chosen]]
-        answers = [answer_tokens(row) for row in frame.iloc[chosen]["targets"]]
-        with atomic_path(folder / f"shard-{shard:05d}.safetensors") as path:
-            save_file(
-                {
-                    **{name: torch.cat([block[name] for block in blocks]) for name in blocks[0]},
-                    "targets": torch.from_numpy(np.concatenate(answers)),
-                    "offsets": torch.tensor([0, *map(len, answers)]).cumsum(0),
-                },
-                path,
-            )
+        write_shard(blocks, frame.iloc[chosen], folder / f"shard-{shard:05d}.safetensors")
 
 
 def write_height(vocabulary: int, path: Path) -> None:
