@@ -17,9 +17,6 @@ def arguments():
     parser.add_argument("--config", type=json.loads, required=True, help="keys of `sampling`, and server")
     asking.arguments(parser)
     parser.add_argument("--teacher", type=Path, required=True, help="manifest.json of meet_teacher.py")
-    parser.add_argument(
-        "--model", type=Path, required=True, help="the student's directory, for its tokenizer"
-    )
     parser.add_argument("--chat", type=Path, required=True, help="chat.json of settle_chat.py")
     parser.add_argument("--train", type=Path, required=True, help="train.parquet of the data")
     parser.add_argument(

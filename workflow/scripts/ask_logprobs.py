@@ -18,9 +18,6 @@ def arguments():
     )
     asking.arguments(parser)
     parser.add_argument("--teacher", type=Path, required=True, help="manifest.json of meet_teacher.py")
-    parser.add_argument(
-        "--model", type=Path, required=True, help="the student's directory, for its tokenizer"
-    )
     parser.add_argument("--parts", nargs="+", choices=("train", "heldout"), required=True)
     parser.add_argument("--train", type=Path, required=True, help="train.parquet")
     parser.add_argument("--heldout", type=Path, help="heldout.parquet")

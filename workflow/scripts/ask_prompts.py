@@ -21,9 +21,6 @@ def arguments():
     )
     asking.arguments(parser)
     parser.add_argument("--teacher", type=Path, required=True, help="manifest.json of meet_teacher.py")
-    parser.add_argument(
-        "--model", type=Path, required=True, help="the student's directory, for its tokenizer"
-    )
     parser.add_argument("--chat", type=Path, required=True, help="chat.json of settle_chat.py")
     parser.add_argument("--prompts", type=Path, required=True, help="JSONL of select_prompts.py")
     parser.add_argument("--output", type=Path, required=True, help="samples.jsonl")

@@ -24,9 +24,6 @@ def arguments():
         "--config", type=json.loads, required=True, help="id, revision and api of the teacher"
     )
     asking.arguments(parser)
-    parser.add_argument(
-        "--model", type=Path, required=True, help="the student's directory, for its tokenizer"
-    )
     parser.add_argument("--manifest", type=Path, required=True, help="manifest.json, written")
     return parser
 

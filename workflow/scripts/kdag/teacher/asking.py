@@ -17,7 +17,7 @@ from kdag.teacher.server import APIS, Answer, Client, Server, StoppedError
 
 
 def arguments(parser) -> None:
-    """How a server is reached, for the scripts that ask one; no part of a job's parameters."""
+    """How a server is reached, and whose tokenizer it has, for the scripts that ask one."""
     parser.add_argument("--url", required=True, help="where the server is, up to /v1")
     parser.add_argument(
         "--key", nargs="?", default="", const="", help="the environment variable that holds its API key"
@@ -25,6 +25,9 @@ def arguments(parser) -> None:
     parser.add_argument("--timeout", type=int, default=600, help="seconds that one answer may take")
     parser.add_argument("--retries", type=int, default=5, help="how often a request is sent again")
     parser.add_argument("--parallel", type=int, default=8, help="requests at a time")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="the student's directory, for its tokenizer"
+    )
 
 
 def server_of(args, asked: dict, tokenizer) -> Server:
