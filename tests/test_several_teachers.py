@@ -168,7 +168,7 @@ def test_settings_of_a_further_teacher_are_checked(tmp_path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """One table of cached, live, mixed and routed teachers."""
+    """One table of cached, live, mixed and routed teachers, and of one with another tokenizer."""
     project = Project(tmp_path_factory.mktemp("several"))
     settings = yaml.safe_load(project.config.read_text())
     rows = [json.loads(line) for line in (project.folder / "tiny" / "rows.jsonl").read_text().splitlines()]
@@ -178,6 +178,8 @@ def run(tmp_path_factory):
     settings["teachers"] = {
         "other": {"source": "path", "path": settings["teacher"]["path"], "training": {"learning_rate": 5e-3}}
     }
+    tiny.save_models_of_two_tokenizers(project.folder / "two")
+    settings["teachers"]["foreign"] = {"source": "path", "path": str(project.folder / "two" / "teacher")}
     settings["strategies"] = {
         "first": {"divergence": "fkl"},
         "alone": {"divergence": "fkl", "teachers": "other"},
@@ -191,6 +193,7 @@ def run(tmp_path_factory):
             "teachers": {"teacher": 0.2, "other": 0.8},
             "mixture": "log",
         },
+        "across": {"alignment": "gold", "teachers": "foreign"},
     }
     settings["sampling"] = {"max_new_tokens": 8}
     (project.folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -204,9 +207,9 @@ def weights(project, student):
 
 def test_a_table_of_several_teachers_runs_and_has_their_rows(run):
     table = (run.results / "report" / "table.md").read_text()
-    labels = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")][2:15]
-    further = ["teacher other, untrained", "teacher other"]
-    students = ["sft", "first", "alone", "everywhere", "routed", "mixed", "live", "own"]
+    labels = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")][2:18]
+    further = ["teacher other, untrained", "teacher foreign, untrained", "teacher other", "teacher foreign"]
+    students = ["sft", "first", "alone", "everywhere", "routed", "mixed", "live", "own", "across"]
     assert labels == [
         "teacher, untrained",
         "teacher",

@@ -9,6 +9,8 @@
 # params(stage)   the stage's part of the configuration as one canonical JSON string
 # needs(stage)    the resources of a job: GPUs, memory, time; planned: seconds that it should take; gpu_mb: the
 #                 GPU memory that it should take, by which `--resources gpu_mb=n` puts jobs on one GPU
+# ALIGNED         the teachers of another tokenizer; they read the rows in their own tokens
+# ROWS            {teacher's name: the folder of the rows and the chat that it reads}
 # HOMES           {teacher's name: the folder of its model}: `teacher`, and the further ones
 # model_home(id)  the folder with model/ and manifest.json of a model
 # SERVER          is the teacher behind a server? Then rules/server.smk takes the place of rules/teacher.smk
@@ -86,6 +88,7 @@ TRAININGS = ("sft_teacher", "sft_student", "distill")
 # Strategies whose students answer themselves while they train, and those that learn from fixed answers.
 ON_POLICY = [name for name, chosen in CONFIG.strategies.items() if kinds.STUDENT in chosen.answers]
 FIXED = [name for name in CONFIG.strategies if name not in ON_POLICY]
+ACROSS = [name for name in FIXED if CONFIG.strategies[name].alignment]
 ANSWER_SETS = answer_sets(CONFIG)
 
 # `python` in a rule is the one that runs Snakemake, also where its environment is not activated.
@@ -114,11 +117,12 @@ def shipped(file):
 def divergence_code(wildcards):
     """The files of a strategy's divergences, and what they import."""
     chosen = CONFIG.strategies[wildcards.strategy]
-    names = [name for name in (chosen.divergence, chosen.student_divergence) if name]
+    kept = {"divergences": [chosen.divergence, chosen.student_divergence], "spans": [chosen.alignment]}
     files = [
-        code(f"kdag/losses/divergences/{name.replace('-', '_')}")
+        code(f"kdag/losses/{folder}/{name.replace('-', '_')}")
+        for folder, names in kept.items()
         for name in names
-        if name != kinds.NO_DIVERGENCE
+        if name and name != kinds.NO_DIVERGENCE
     ]
     return list(dict.fromkeys(sum(files, [])))
 
@@ -257,7 +261,11 @@ FURTHER = {  # {name: the folder of a further teacher as it was fetched}
 }
 HOMES = {FIRST: "<results>/teacher"} | {name: f"<results>/teachers/{name}" for name in FURTHER}
 STUDENT = "<results>/student" if CONFIG.student.derive else fetched("models", "fetch_student")
-SPOKEN = STUDENT if SERVER else TEACHER  # whose tokenizer and template the teacher has
+ALIGNED = CONFIG.aligned()
+ROWS = {name: f"{home}/rows" if name in ALIGNED else "<results>/data" for name, home in HOMES.items()}
+# Whose tokenizer and template the teacher has, and the further teachers that share it.
+SPOKEN = STUDENT if SERVER or FIRST in ALIGNED else TEACHER
+SHARING = [home for name, home in FURTHER.items() if name not in ALIGNED]
 DATASET = fetched("datasets", "fetch_dataset")
 PROMPTS = fetched("datasets", "fetch_prompts")
 NLTK = "resources/nltk_data"
@@ -348,6 +356,23 @@ def routes(wildcards):
     return f"<results>/data/routes-{given[BY]}.json" if BY in given else []
 
 
+def aligned_teacher(wildcards):
+    """The teacher of a strategy across tokenizers."""
+    return CONFIG.teachers_of(wildcards.strategy)[0]
+
+
+def rows_across(name):
+    """A file of the student's rows, and of its teacher's."""
+    return lambda wildcards: [f"<results>/data/{name}", f"{ROWS[aligned_teacher(wildcards)]}/{name}"]
+
+
+def chat_of(wildcards):
+    """What a model is asked by."""
+    of = {TEACHER_UNTRAINED: FIRST, TEACHER_TRAINED: FIRST}
+    of |= further_teacher_ids(CONFIG) | untrained_teacher_ids(CONFIG)
+    return f"{ROWS[of[wildcards.model]]}/chat.json" if wildcards.model in of else CHAT
+
+
 def model_home(model):
     fixed = {
         TEACHER_UNTRAINED: TEACHER,
@@ -366,6 +391,7 @@ def refuse_unknown(outputs=()):
     folders += [f"answers/{name}" for name in ANSWER_SETS] + [f"answers/{name}/cache" for name in ANSWER_SETS]
     folders += [f"eval/{model}/{task}" for model in MODELS for task in TASKS]
     folders += [f"teachers/{name}/cache" for name in FURTHER]
+    folders += [ROWS[name].removeprefix("<results>/") for name in ALIGNED]
     homes = [model_home(model).replace("<results>", here) for model in MODELS]
     places = [Path(here, folder) for folder in folders] + [Path(home) for home in homes]
     places += [Path(place) for place in (DATASET, PROMPTS, *map(task_home, TASKS))] + [Path(NLTK).parent]

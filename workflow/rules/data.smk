@@ -176,8 +176,8 @@ rule settle_chat:
         teacher_model=ancient(f"{SPOKEN}/model"),
         student=f"{STUDENT}/manifest.json",
         student_model=ancient(f"{STUDENT}/model"),
-        others=[f"{home}/manifest.json" for home in FURTHER.values()],
-        further=ancient([f"{home}/model" for home in FURTHER.values()]),
+        others=[f"{home}/manifest.json" for home in SHARING],
+        further=ancient([f"{home}/model" for home in SHARING]),
     output:
         chat=CHAT,
     log:
@@ -202,8 +202,8 @@ rule subset:
         teacher_model=ancient(f"{SPOKEN}/model"),
         student=f"{STUDENT}/manifest.json",
         student_model=ancient(f"{STUDENT}/model"),
-        others=[f"{home}/manifest.json" for home in FURTHER.values()],
-        further=ancient([f"{home}/model" for home in FURTHER.values()]),
+        others=[f"{home}/manifest.json" for home in SHARING],
+        further=ancient([f"{home}/model" for home in SHARING]),
     output:
         train="<results>/data/train.parquet",
         heldout="<results>/data/heldout.parquet",
@@ -220,6 +220,43 @@ rule subset:
         " --models {input.student_model:q} {input.teacher_model:q} {input.further:q}"
         " --train {output.train:q} --heldout {output.heldout:q} --manifest {output.manifest:q}"
         " --log-file {log:q}"
+
+
+for name in ALIGNED:
+
+    rule:
+        name:
+            f"align_rows_{re.sub(r'[^A-Za-z0-9]', '_', name)}"
+        input:
+            code=code("align_rows"),
+            template=local_template(CONFIG.chat),
+            rows=f"{DATASET}/rows.jsonl",
+            chat=CHAT,
+            data="<results>/data/manifest.json",
+            train="<results>/data/train.parquet",
+            heldout="<results>/data/heldout.parquet",
+            student=f"{STUDENT}/manifest.json",
+            student_model=ancient(f"{STUDENT}/model"),
+            teacher=f"{({FIRST: TEACHER} | FURTHER)[name]}/manifest.json",
+            teacher_model=ancient(f"{({FIRST: TEACHER} | FURTHER)[name]}/model"),
+        output:
+            chat=f"{ROWS[name]}/chat.json",
+            common=f"{ROWS[name]}/common.parquet",
+            train=f"{ROWS[name]}/train.parquet",
+            heldout=f"{ROWS[name]}/heldout.parquet",
+            manifest=f"{ROWS[name]}/manifest.json",
+        log:
+            f"<logs>/align_rows/{name}.log",
+        localrule: True
+        conda:
+            "../../envs/train.yaml"
+        params:
+            config=params("align_rows"),
+        shell:
+            "python {input.code[0]:q} --config {params.config:q} --rows {input.rows:q} --chat {input.chat:q}"
+            " --train {input.train:q} --heldout {input.heldout:q}"
+            " --student {input.student_model:q} --teacher {input.teacher_model:q}"
+            " --output {output.manifest:q} --log-file {log:q}"
 
 
 for column, strategy in ROUTED.items():

@@ -9,7 +9,7 @@ ANSWERS = f"../../envs/{'vllm' if CONFIG.evaluation.backend == 'vllm' else 'eval
 rule generate:
     input:
         code=code("generate"),
-        chat=CHAT,
+        chat=chat_of,
         prompts="<results>/data/prompts.jsonl",
         manifest=lambda wildcards: f"{model_home(wildcards.model)}/manifest.json",
         model=ancient(lambda wildcards: f"{model_home(wildcards.model)}/model"),
@@ -55,41 +55,75 @@ rule score:
         " --output {output.scores:q} --log-file {log:q}"
 
 
-rule measure_fidelity:
-    input:
-        code=code("measure_fidelity"),
-        data="<results>/data/manifest.json",
-        heldout="<results>/data/heldout.parquet",
-        cache="<results>/cache/manifest.json",
-        states=ancient("<results>/cache/heldout"),
-        base=f"{STUDENT}/manifest.json",
-        untrained=ancient(f"{STUDENT}/model"),
-        manifest=lambda wildcards: f"{model_home(wildcards.model)}/manifest.json",
-        model=ancient(lambda wildcards: f"{model_home(wildcards.model)}/model"),
-    output:
-        fidelity="<results>/eval/{model}/fidelity.json",
-    log:
-        "<logs>/measure_fidelity/{model}.log",
-    benchmark:
-        "<benchmarks>/measure_fidelity/{model}.tsv"
-    conda:
-        "../../envs/train.yaml"
-    threads: 8
-    resources:
-        **needs("measure_fidelity", ["model", "untrained"]),
-    params:
-        config=params("measure_fidelity"),
-    shell:
-        "python {input.code[0]:q} --name fidelity/{wildcards.model}"
-        " --gpus {resources.gpu} --planned {resources.planned}"
-        " --config {params.config:q} --model {input.model:q} --untrained {input.untrained:q}"
-        " --heldout {input.heldout:q} --cache {input.cache:q} --output {output.fidelity:q} --log-file {log:q}"
+if FIRST in ALIGNED:
+
+    rule measure_likelihood:
+        input:
+            code=code("measure_likelihood"),
+            data="<results>/data/manifest.json",
+            heldout="<results>/data/heldout.parquet",
+            rows=f"{ROWS[FIRST]}/manifest.json",
+            aligned=f"{ROWS[FIRST]}/heldout.parquet",
+            cache="<results>/cache/manifest.json",
+            states=ancient("<results>/cache/heldout"),
+            manifest=lambda wildcards: f"{model_home(wildcards.model)}/manifest.json",
+            model=ancient(lambda wildcards: f"{model_home(wildcards.model)}/model"),
+        output:
+            fidelity="<results>/eval/{model}/fidelity.json",
+        log:
+            "<logs>/measure_likelihood/{model}.log",
+        benchmark:
+            "<benchmarks>/measure_likelihood/{model}.tsv"
+        conda:
+            "../../envs/train.yaml"
+        threads: 8
+        resources:
+            **needs("measure_fidelity"),
+        params:
+            config=params("measure_likelihood"),
+        shell:
+            "python {input.code[0]:q} --name likelihood/{wildcards.model}"
+            " --gpus {resources.gpu} --planned {resources.planned}"
+            " --config {params.config:q} --model {input.model:q} --heldout {input.heldout:q}"
+            " --aligned {input.aligned:q} --cache {input.cache:q} --output {output.fidelity:q} --log-file {log:q}"
+
+else:
+
+    rule measure_fidelity:
+        input:
+            code=code("measure_fidelity"),
+            data="<results>/data/manifest.json",
+            heldout="<results>/data/heldout.parquet",
+            cache="<results>/cache/manifest.json",
+            states=ancient("<results>/cache/heldout"),
+            base=f"{STUDENT}/manifest.json",
+            untrained=ancient(f"{STUDENT}/model"),
+            manifest=lambda wildcards: f"{model_home(wildcards.model)}/manifest.json",
+            model=ancient(lambda wildcards: f"{model_home(wildcards.model)}/model"),
+        output:
+            fidelity="<results>/eval/{model}/fidelity.json",
+        log:
+            "<logs>/measure_fidelity/{model}.log",
+        benchmark:
+            "<benchmarks>/measure_fidelity/{model}.tsv"
+        conda:
+            "../../envs/train.yaml"
+        threads: 8
+        resources:
+            **needs("measure_fidelity", ["model", "untrained"]),
+        params:
+            config=params("measure_fidelity"),
+        shell:
+            "python {input.code[0]:q} --name fidelity/{wildcards.model}"
+            " --gpus {resources.gpu} --planned {resources.planned}"
+            " --config {params.config:q} --model {input.model:q} --untrained {input.untrained:q}"
+            " --heldout {input.heldout:q} --cache {input.cache:q} --output {output.fidelity:q} --log-file {log:q}"
 
 
 rule evaluate_task:
     input:
         code=code("evaluate_task"),
-        chat=CHAT,
+        chat=chat_of,
         own=task_code,
         fetched=lambda wildcards: f"{task_home(wildcards.task)}/manifest.json",
         task=ancient(lambda wildcards: f"{task_home(wildcards.task)}/task"),

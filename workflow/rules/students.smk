@@ -55,7 +55,7 @@ rule distill:
     benchmark:
         "<benchmarks>/distill/{strategy}-seed{seed}.tsv"
     wildcard_constraints:
-        strategy="|".join(map(re.escape, FIXED)) or "(?!)",
+        strategy="|".join(map(re.escape, [name for name in FIXED if name not in ACROSS])) or "(?!)",
     conda:
         "../../envs/train.yaml"
     threads: 8
@@ -70,6 +70,26 @@ rule distill:
         " --teacher {input.teacher:q} --expect-teacher {input.trained:q} --reference {input.reference:q}"
         " --routes {input.routes:q}"
         " --output {output.model:q} --log {output.log:q} --manifest {output.manifest:q} --log-file {log:q}"
+
+
+if ACROSS:
+
+    use rule distill as distill_across with:
+        input:
+            code=code("distill_across"),
+            chat=CHAT,
+            divergence=divergence_code,
+            data=rows_across("manifest.json"),
+            train=rows_across("train.parquet"),
+            base=f"{STUDENT}/manifest.json",
+            model=ancient(f"{STUDENT}/model"),
+            teacher=seen(cached="manifest.json"),
+            trained=ancient(trained_teacher),
+            states=ancient(seen(cached="train")),
+            reference=reference,
+            routes=[],
+        wildcard_constraints:
+            strategy="|".join(map(re.escape, ACROSS)),
 
 
 if ON_POLICY:

@@ -15,6 +15,7 @@ rule check_models:
         chat=CHAT,
         data="<results>/data/manifest.json",
         train="<results>/data/train.parquet",
+        own=[f"{ROWS[FIRST]}/{name}" for name in ("train.parquet", "chat.json")] if FIRST in ALIGNED else [],
         teacher=f"{TEACHER}/manifest.json",
         teacher_model=ancient(f"{TEACHER}/model"),
         student=ancient(f"{STUDENT}/manifest.json"),
@@ -33,16 +34,16 @@ rule check_models:
     shell:
         "python {input.code[0]:q} --gpus {resources.gpu} --config {params.config:q}"
         " --teacher {input.teacher_model:q} --student {input.student_model:q} --train {input.train:q}"
-        " --chat {input.chat:q} --output {output:q} --log-file {log:q}"
+        " --chat {input.chat:q} --own {input.own:q} --output {output:q} --log-file {log:q}"
 
 
 rule sft_teacher:
     input:
         code=code("sft"),
         checked=[] if OUTPUT_CACHE else CHECKED,  # a student is no part of what is shared
-        chat=CHAT,
-        data="<results>/data/manifest.json",
-        train="<results>/data/train.parquet",
+        chat=f"{ROWS[FIRST]}/chat.json",
+        data=f"{ROWS[FIRST]}/manifest.json",
+        train=f"{ROWS[FIRST]}/train.parquet",
         base=f"{TEACHER}/manifest.json",
         model=ancient(f"{TEACHER}/model"),
     output:
@@ -74,9 +75,9 @@ if FURTHER:
         input:
             code=code("sft"),
             checked=[] if OUTPUT_CACHE else CHECKED,
-            chat=CHAT,
-            data="<results>/data/manifest.json",
-            train="<results>/data/train.parquet",
+            chat=lambda wildcards: f"{ROWS[wildcards.teacher]}/chat.json",
+            data=lambda wildcards: f"{ROWS[wildcards.teacher]}/manifest.json",
+            train=lambda wildcards: f"{ROWS[wildcards.teacher]}/train.parquet",
             base=lambda wildcards: f"{FURTHER[wildcards.teacher]}/manifest.json",
             model=ancient(lambda wildcards: f"{FURTHER[wildcards.teacher]}/model"),
         output:
@@ -93,8 +94,8 @@ if FURTHER:
     rule cache_further_teacher:
         input:
             code=code("cache_teacher"),
-            data="<results>/data/manifest.json",
-            train="<results>/data/train.parquet",
+            data=lambda wildcards: f"{ROWS[wildcards.teacher]}/manifest.json",
+            train=lambda wildcards: f"{ROWS[wildcards.teacher]}/train.parquet",
             teacher="<results>/teachers/{teacher}/manifest.json",
             model=ancient("<results>/teachers/{teacher}/model"),
         output:
@@ -124,9 +125,9 @@ if CONFIG.teacher_cache.shards == 1:
     rule cache_teacher:
         input:
             code=code("cache_teacher"),
-            data="<results>/data/manifest.json",
-            train="<results>/data/train.parquet",
-            heldout="<results>/data/heldout.parquet",
+            data=f"{ROWS[FIRST]}/manifest.json",
+            train=f"{ROWS[FIRST]}/train.parquet",
+            heldout=f"{ROWS[FIRST]}/heldout.parquet",
             teacher="<results>/teacher/manifest.json",
             model=ancient("<results>/teacher/model"),
         output:
@@ -163,9 +164,9 @@ else:
     rule cache_shard:
         input:
             code=code("cache_teacher"),
-            data="<results>/data/manifest.json",
-            train="<results>/data/train.parquet",
-            heldout="<results>/data/heldout.parquet",
+            data=f"{ROWS[FIRST]}/manifest.json",
+            train=f"{ROWS[FIRST]}/train.parquet",
+            heldout=f"{ROWS[FIRST]}/heldout.parquet",
             teacher="<results>/teacher/manifest.json",
             model=ancient("<results>/teacher/model"),
         output:

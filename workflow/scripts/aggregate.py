@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
-
 from kdag.files.atomic import write_text
 from kdag.files.manifest import read_manifest
 from kdag.files.records import recorded
@@ -77,9 +75,9 @@ def main(args):
     trained = {model: read_manifest(path) for model, path in manifests.items()}
     budgets = budget.budget_table(rows, trained)
     uneven = [budget.sentence(budgets, budget.equal(trained)), different.sentence(rows, trained)]
-    by_row = {model: np.array(found["by_row"]["forward_kl"]) for model, found in fidelity.items()}
-    near = closeness.compare(rows, by_row, settings["fidelity_family"] if fidelity else [], settings["alpha"])
-    close = closeness.words(near, settings["alpha"], table.taught(rows))
+    family, by_row = settings["fidelity_family"] if fidelity else [], closeness.rows_of(fidelity)
+    near = closeness.compare(rows, by_row, family, settings["alpha"])
+    close = closeness.words(near, settings["alpha"], table.taught(rows), closeness.asked(fidelity))
     said = [verdict(tests, settings["alpha"]).strip(), close, *uneven]
     words = "\n\n".join(part for part in said if part) + "\n"
     write_text(args.closeness, near.to_csv(index=False))

@@ -37,6 +37,9 @@ def arguments():
     parser.add_argument("--student", type=Path, required=True, help="model directory")
     parser.add_argument("--train", type=Path, required=True, help="train.parquet")
     parser.add_argument("--chat", type=Path, required=True, help="chat.json of settle_chat.py")
+    parser.add_argument(
+        "--own", type=Path, nargs="*", help="train.parquet and chat.json of a teacher of another tokenizer"
+    )
     parser.add_argument("--output", type=Path, required=True, help="JSON, written when all of it worked")
     return parser
 
@@ -49,19 +52,23 @@ def main(args):
     from kdag.training.schedule import Objective
 
     check = Check(args, [teacher, *students])
+    own = check.of_teacher()  # the same for one tokenizer
     try:
         with check.asked("the teacher"):
-            check.step("teacher", args.teacher, teacher, Objective(), None)
+            own.step("teacher", args.teacher, teacher, Objective(), None)
             if launching.rank() == 0:
-                check.answer("teacher", teacher.dtype)
-                check.remember(live=any(student.teacher_dtype for student in students))
+                own.answer("teacher", teacher.dtype)
+                own.remember(live=any(student.teacher_dtype for student in students))
         processes.agreed(None)  # the others wait for the teacher's states
-        objective = Objective(load_divergence("fkl"), {}, kl_weight=0.5, temperature=2.0)
+        objective = Objective()  # what the teacher thinks is of other tokens
+        if own is check:
+            objective = Objective(load_divergence("fkl"), {}, kl_weight=0.5, temperature=2.0)
         for number, student in enumerate(students, start=1):
             which = f", settings {number} of {len(students)}" if number > 1 else ""
             with check.asked(f"the student{which}"):
                 name = f"student{number}"
-                check.step(name, args.student, student, objective, check.seen(student))
+                seen = check.seen(student) if own is check else None
+                check.step(name, args.student, student, objective, seen)
                 if launching.rank() == 0:
                     check.answer(name, student.dtype)
     finally:  # what failed for want of room leaves none of it behind
@@ -75,15 +82,15 @@ def main(args):
 class Check:
     """What the steps of both models share: the rows, the chat, a folder that is removed at the end."""
 
-    def __init__(self, args, trainings):
+    def __init__(self, args, trainings, train: Path | None = None, chat: Path | None = None):
         from kdag.data.rows import longest, read_rows
         from kdag.data.template import read_chat
         from kdag.models import load
 
-        self.args = args
-        self.chat = read_chat(args.chat)
-        self.data = read_manifest(args.train.parent / "manifest.json", SUBSET)
-        rows = read_rows(args.train)
+        self.args, self.trainings = args, trainings
+        self.train, self.chat = train or args.train, read_chat(chat or args.chat)
+        self.data = read_manifest(self.train.parent / "manifest.json", SUBSET)
+        rows = read_rows(self.train)
         most = 1
         if load.device().type == "cuda":  # a pass that is as wide as any
             limits = [tokens_per_pass(settings, on_cpu=False) for settings in trainings]
@@ -93,6 +100,10 @@ class Check:
         if launching.rank() == 0:
             shutil.rmtree(self.scratch, ignore_errors=True)  # of a check that was killed
         logging.info("rows: %d, the longest of %d tokens", len(self.frame), self.frame.lengths.max())
+
+    def of_teacher(self) -> "Check":
+        """The check of the teacher: with another tokenizer it has rows and a chat of its own."""
+        return Check(self.args, self.trainings, *self.args.own) if self.args.own else self
 
     @contextlib.contextmanager
     def asked(self, what: str):
@@ -198,7 +209,7 @@ class Check:
             settings.model_copy(update={"dtype": dtype}),
             self.scratch / "cache" / "manifest.json",
             params={},
-            inputs={"data": sha256_file(self.args.train.parent / "manifest.json")},
+            inputs={"data": sha256_file(self.train.parent / "manifest.json")},
             gpus=self.args.gpus,
         )
 

@@ -102,7 +102,7 @@ def pulls(config, results: Path, start: Path) -> dict[str, why.Pull]:
     ce = gradient(divergence=None, divergence_params={}, kl_weight=0.0, temperature=1.0)
     at_1, made = entropy(1.0), {}
     for name, chosen in config.strategies.items():
-        if chosen.divergence == NO_DIVERGENCE:
+        if chosen.divergence == NO_DIVERGENCE or chosen.alignment:
             continue
         own = config.distillation_of(name)
         start_of = {key: numbers(value)[0] for key, value in chosen.divergence_params().items()}

@@ -78,6 +78,7 @@ class Config(Section):
             hint = suggestion(primary, IFEVAL)
             raise ValueError(f"statistics.primary: no metric is called {primary!r}{hint}")
         self._teachers_are_there()
+        self._a_teacher_is_compared_one_way()
         self._passes_are_shared_out()
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds: each seed once, got {self.seeds}")
@@ -138,6 +139,32 @@ class Config(Section):
                 hint = suggestion(unknown[0], (FIRST, *self.teachers))
                 raise ValueError(f"strategies.{strategy}.teachers: no teacher is called {unknown[0]!r}{hint}")
 
+    def _a_teacher_is_compared_one_way(self):
+        aligned = self.aligned()
+        for strategy, chosen in self.strategies.items():
+            asked = [] if chosen.alignment else self.teachers_of(strategy)
+            asked += [FIRST] if TEACHER in chosen.answers and FIRST not in asked else []
+            if both := [name for name in asked if name in aligned]:
+                other = next(name for name, each in self.strategies.items() if each.alignment)
+                raise ValueError(
+                    f"strategies.{strategy}: {both[0]!r} is compared across tokenizers, as in "
+                    f"strategies.{other}, and this needs one tokenizer; take alignment here too, or another "
+                    "teacher (teachers)"
+                )
+        if not aligned:
+            return
+        if self.teacher.source == SERVER:
+            raise ValueError("alignment: a teacher behind a server has the student's tokenizer")
+        if self.teacher_cache.store != "hidden":
+            raise ValueError(
+                f"teacher_cache.store: alignment needs hidden (got {self.teacher_cache.store!r})"
+            )
+        if self.chat.template == "teacher" and FIRST in aligned:
+            raise ValueError(
+                "chat.template: teacher: with another tokenizer it has a template of its own; take student, "
+                "a file or null"
+            )
+
     def _passes_are_shared_out(self):
         """The forward passes of a step go to the GPUs of a job in equal shares."""
         gpus = self.resources.gpus
@@ -157,7 +184,7 @@ class Config(Section):
     def online(self, strategy: str) -> bool:
         """Does the teacher run next to this strategy's students, instead of its cache being read?"""
         chosen = self.strategies[strategy]
-        if chosen.divergence == NO_DIVERGENCE:
+        if chosen.divergence == NO_DIVERGENCE or chosen.alignment:
             return False
         own = STUDENT in chosen.answers or chosen.online
         return self.teacher.online if own is None else own
@@ -176,7 +203,14 @@ class Config(Section):
         if chosen.divergence == NO_DIVERGENCE:
             return []
         given = chosen.teachers or {"weights": {FIRST: 1.0}}
-        return [FIRST, *self.teachers] if BY in given else list(given["weights"])
+        if BY in given:
+            return [FIRST, *(name for name in self.teachers if name not in self.aligned())]
+        return list(given["weights"])
+
+    def aligned(self) -> list[str]:
+        """The teachers of another tokenizer: those whose answers are compared by spans."""
+        named = [self.teachers_of(name)[0] for name, chosen in self.strategies.items() if chosen.alignment]
+        return [name for name in (FIRST, *self.teachers) if name in named]
 
     def several_teachers(self, strategy: str) -> dict | None:
         """What a training is told of them: {weights, mixture} or {by, names}; None if there is one."""

@@ -5,6 +5,7 @@ Stages are given parts of what comes out of here and import neither this nor the
 
 from pydantic import ValidationError
 
+from kdag.config.alignments import with_alignment
 from kdag.config.experiment import Config
 from kdag.config.kinds import DATASET, NO_DIVERGENCE
 from kdag.config.methods import with_method
@@ -15,7 +16,7 @@ from kdag.config.sweeps import expand_sweeps
 from kdag.config.training import Distillation
 from kdag.files.hashes import sha256_json
 from kdag.job.errors import UserError
-from kdag.losses.parameters import PARAMETERS, resolve
+from kdag.losses.parameters import PARAMETERS, SPANS, resolve
 
 TRUNCATING = ("topk", "distillkit")  # stores of the likeliest tokens alone
 
@@ -32,7 +33,7 @@ def load_config(raw: dict) -> Config:
             lines.append(str(error))
         for name, strategy in strategies.items():
             try:
-                strategies[name] = with_parameters(with_method(strategy))
+                strategies[name] = with_parameters(with_alignment(with_method(strategy)))
             except ValueError as error:
                 lines.append(f"strategies.{name}{error}")
                 if isinstance(strategy, dict) and "divergence" not in strategy:
@@ -62,15 +63,18 @@ def no_text(value, where: str = "") -> list[str]:
 
 
 def with_parameters(strategy):
-    """A strategy with every parameter of its divergence; ValueError, to be put behind its name."""
-    if not isinstance(strategy, dict) or not isinstance(strategy.get("divergence"), str):
+    """A strategy with every parameter of its loss; ValueError, to be put behind its name."""
+    if not isinstance(strategy, dict):
         return strategy  # which `Strategy` refuses
+    name = strategy.get("divergence") or strategy.get("alignment")
+    if not isinstance(name, str):
+        return strategy  # likewise
     known = {NO_DIVERGENCE: {}, **PARAMETERS}
     for key in ("divergence", "student_divergence"):
-        if (name := strategy.get(key)) is not None and name not in known:
+        if (used := strategy.get(key)) is not None and used not in known:
             *others, last = map(repr, PARAMETERS)
-            raise ValueError(f".{key}: Input should be {', '.join(others)} or {last} (got {name!r})")
-    name = strategy["divergence"]
+            raise ValueError(f".{key}: Input should be {', '.join(others)} or {last} (got {used!r})")
+    known |= SPANS
     keys = [*Strategy.model_fields, *Distillation.model_fields]
     own = [key for key in strategy if key not in keys]
     both = {**known[name], **known[strategy.get("student_divergence") or NO_DIVERGENCE]}
@@ -116,6 +120,7 @@ def trained_twice(config: Config) -> list[str]:
             {
                 **config.distillation_of(name).model_dump(),
                 "divergence": strategy.divergence,
+                "alignment": strategy.alignment,
                 "parameters": strategy.divergence_params(),
                 "own": [strategy.student_divergence, strategy.pairs],
                 "online": config.online(name),
@@ -143,7 +148,7 @@ def truncated(config: Config) -> list[str]:
         f"strategies.{name}: {strategy.divergence} asks for the teacher where the student has mass, and "
         "teacher_cache.tail renormalised has none there; take bucket, or store: hidden"
         for name, strategy in config.strategies.items()
-        if strategy.divergence != NO_DIVERGENCE and not config.online(name)
+        if strategy.divergence != NO_DIVERGENCE and not config.online(name) and not strategy.alignment
         for asked in (divergences.load(strategy.divergence).whole_teacher,)
         if any(asked(**params) for params in both_ends(strategy.divergence_params()))
     ]
@@ -157,7 +162,7 @@ def estimated(config: Config) -> list[str]:
 
     drawn_at, lines = config.teacher_cache.sampled.temperature, []
     for name, strategy in config.strategies.items():
-        if strategy.divergence == NO_DIVERGENCE or config.online(name):
+        if strategy.divergence == NO_DIVERGENCE or config.online(name) or strategy.alignment:
             continue
         linear = divergences.load(strategy.divergence).linear_in_teacher
         if not all(linear(**params) for params in both_ends(strategy.divergence_params())):

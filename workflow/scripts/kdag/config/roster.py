@@ -101,15 +101,17 @@ def neighbours(config, model: str) -> list[str]:
 
 def table_rows(config) -> list[dict]:
     """The table's rows."""
-    rows = []
+    rows, aligned = [], config.aligned()
+    own = lambda name: {"tokenizer": "its own"} if name in aligned else {}  # noqa: E731
     for model, (label, role, _) in fixed_rows(config).items():
         if model == STUDENT_UNTRAINED:
             rows += [
-                {"model": id_, "label": f"teacher {name}{state}", "role": "teacher"}
+                {"model": id_, "label": f"teacher {name}{state}", "role": "teacher", **own(name)}
                 for ids, state in ((untrained_teacher_ids, ", untrained"), (further_teacher_ids, ""))
                 for id_, name in ids(config).items()
             ]
-        rows.append({"model": model, "label": label, "role": role})
+        mine = own(TEACHER) if role == "teacher" else {}
+        rows.append({"model": model, "label": label, "role": role, **mine})
     for model, (strategy, seed) in student_ids(config).items():
         seeds = f" (seed {seed})" if len(config.seeds) > 1 else ""
         label = f"student - {strategy}{seeds}"

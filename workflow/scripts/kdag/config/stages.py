@@ -74,6 +74,8 @@ def stage_params(
             return config.chat.model_dump()
         case "subset":
             return config.data.model_dump(exclude=set(DataSource.model_fields))
+        case "align_rows":
+            return {"data": stage_params(config, "subset"), "chat": config.chat.model_dump()}
         case "check_models":
             trainings = [stage_params(config, "distill", strategy=name) for name in config.strategies]
             students = map(tried, trainings or [training])
@@ -109,6 +111,7 @@ def stage_params(
                 "budget": config.budget_of(strategy),
                 "teacher_dtype": config.teacher_cache.dtype if config.online(strategy) else None,
                 "teachers": config.several_teachers(strategy),
+                "alignment": chosen.alignment,
             }
             if len(chosen.answers) == 1 and STUDENT not in chosen.answers:
                 return DistillationJob(**job).model_dump()
@@ -138,7 +141,7 @@ def stage_params(
         case "evaluate_task":
             settings = config.evaluation.model_dump(exclude={"prompts", "limit", "tasks"})
             return settings | {"task": stage_params(config, "fetch_task", task=task)}
-        case "measure_fidelity":
+        case "measure_fidelity" | "measure_likelihood":
             return {"dtype": config.evaluation.dtype}
         case "aggregate":
             shown = {"rows": table_rows(config), "tasks": list(config.evaluation.tasks)}
@@ -155,7 +158,7 @@ UNTRIED = (
     *("epochs", "gradient_accumulation", "learning_rate", "warmup_ratio", "schedule", "weight_decay"),
     *("max_grad_norm", "lora_alpha", "seed", "use_ce_loss", "kl_loss_weight", "temperature"),
     *("temperature_squared", "divergence", "divergence_params", "answers", "sampling", "budget"),
-    *("student_divergence", "pairs", "teachers"),
+    *("student_divergence", "pairs", "teachers", "alignment"),
 )
 
 
@@ -188,7 +191,8 @@ def canonical_strategy(config: Config, name: str) -> dict:
         keys |= {"student_divergence": chosen.student_divergence, "pairs": chosen.pairs}
     if chosen.teachers:
         keys |= {"teachers": chosen.teachers.get("weights", chosen.teachers), "mixture": chosen.mixture}
-    return keys | ({"method": chosen.method} if chosen.method else {})
+    named = {"method": chosen.method, "alignment": chosen.alignment}
+    return keys | {key: value for key, value in named.items() if value}
 
 
 def shown(raw: dict) -> dict:

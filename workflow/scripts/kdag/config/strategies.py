@@ -64,7 +64,10 @@ class Strategy(Section):
     answers: Answers = Field(
         DATASET, description="whose answers are learned: dataset, teacher, student, or their shares"
     )
-    divergence: str
+    divergence: str | None = Field(description="null: a loss across tokenizers has none but gold")
+    alignment: Literal["uld", "gold", "span-likelihood"] | None = Field(
+        None, description="a loss for a teacher of another tokenizer, by spans that say the same; null: none"
+    )
     student_divergence: str | None = Field(
         None,
         description="the divergence on the student's own answers, with the same parameters; null: the same",
@@ -82,6 +85,22 @@ class Strategy(Section):
         "probability",
         description="of weighted teachers: the mean of their probabilities, or of their log-probabilities",
     )
+
+    @model_validator(mode="after")
+    def _the_loss_is_known(self):
+        if self.divergence is None and self.alignment is None:
+            raise ValueError("divergence: a name is needed")
+        if not self.alignment:
+            return self
+        if self.divergence in (NO_DIVERGENCE, "taid"):
+            raise ValueError(f"alignment: {self.alignment} does not go with divergence {self.divergence}")
+        if self.answers != {DATASET: 1}:
+            raise ValueError("alignment: only the data set's answers can be aligned, answers: dataset")
+        if self.online:
+            raise ValueError("online: true: a teacher of another tokenizer is read from its cache")
+        if self.teachers and len(self.teachers.get("weights", ())) != 1:
+            raise ValueError("teachers: with alignment there is one teacher, by name")
+        return self
 
     @model_validator(mode="after")
     def _keys_fit_together(self):

@@ -166,7 +166,10 @@ class Distillation(Training):
 class DistillationJob(Distillation):
     """What one student's training depends on, its strategy resolved."""
 
-    divergence: str = Field(description="none: only cross-entropy")
+    divergence: str | None = Field(
+        description="none: only cross-entropy; null: a loss across tokenizers that has none"
+    )
+    alignment: str | None = Field(None, description="a loss across tokenizers; null: one tokenizer")
     divergence_params: dict = Field(default_factory=dict, description="numbers and schedules")
     seed: int = 0
     budget: dict | None = Field(
@@ -179,8 +182,9 @@ class DistillationJob(Distillation):
     )
 
     @model_serializer(mode="wrap")
-    def _one_teacher_goes_without_saying(self, dump):
-        return {key: value for key, value in dump(self).items() if key != "teachers" or value}
+    def _one_teacher_and_one_tokenizer_go_without_saying(self, dump):
+        unsaid = ("teachers", "alignment")
+        return {key: value for key, value in dump(self).items() if key not in unsaid or value}
 
 
 class MixedJob(DistillationJob):

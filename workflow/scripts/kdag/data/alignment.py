@@ -291,22 +291,32 @@ def align_row(student: Spelling, teacher: Spelling, student_row, teacher_row, te
     AlignmentError, with the answer and the side, if one of them does not spell the texts.
     """
     spans, before = [], np.zeros(3, dtype=np.int64)  # tokens of either side and bytes of the answers so far
-    sides = {"student": (student, student_row), "teacher": (teacher, teacher_row)}
-    runs = {name: learned_runs(*row) for name, (_, row) in sides.items()}
-    for name, answers in runs.items():
-        if len(answers) != len(texts):
-            raise AlignmentError(f"the {name}'s row has {len(answers)} answers for {len(texts)} texts")
-    for number, text in enumerate(texts):
-        taken = []
-        for name, (spelt, _) in sides.items():
-            try:
-                taken.append(widths(spelt, runs[name][number], text))
-            except AlignmentError as error:
-                raise AlignmentError(f"answer {number}, {name}: {error}") from error
+    sides = (
+        row_widths(student, student_row, texts, "student"),
+        row_widths(teacher, teacher_row, texts, "teacher"),
+    )
+    for *taken, text in zip(*sides, texts, strict=True):
         aligned = align(*taken)
         spans.append(np.concatenate([aligned.student, aligned.teacher, aligned.bytes], 1) + before.repeat(2))
         before = before + [*map(len, taken), len(text.encode())]
     return spans_from(np.concatenate(spans) if spans else [])
+
+
+def row_widths(spelt: Spelling, row, texts: Sequence[str], who: str = "model") -> list[np.ndarray]:
+    """`widths` of each learned answer of a row (ids [n], mask [n]), whose texts these are.
+
+    AlignmentError, with the answer and `who`, if the row does not spell them.
+    """
+    runs = learned_runs(*row)
+    if len(runs) != len(texts):
+        raise AlignmentError(f"the {who}'s row has {len(runs)} answers for {len(texts)} texts")
+    found = []
+    for number, (ids, text) in enumerate(zip(runs, texts, strict=True)):
+        try:
+            found.append(widths(spelt, ids, text))
+        except AlignmentError as error:
+            raise AlignmentError(f"answer {number}, {who}: {error}") from error
+    return found
 
 
 def learned_runs(ids, mask) -> list[list[int]]:

@@ -1,7 +1,7 @@
-"""Parameters of the divergences: names, ranges, defaults. No torch: a config may import it.
+"""Parameters of the losses: names, ranges, defaults. No torch: a config may import it.
 
-PARAMETERS[divergence][parameter] is a Range; `resolve` checks what a user wrote and fills in
-defaults.
+PARAMETERS[divergence][parameter] is a Range, and so is SPANS[loss across tokenizers][parameter]; `resolve`
+checks what a user wrote and fills in defaults.
 """
 
 from dataclasses import dataclass
@@ -40,13 +40,17 @@ PARAMETERS = {
     "ab": {"alpha": Range(0, 1, default=0.2), "beta": Range(0, 1, default=0.7)},
     "taid": {"taid_t": Range(0, 1, default=0.4)},
 }
+# Of losses across tokenizers; gold has those of its divergence.
+SPANS = {"uld": {}, "gold": {}, "span-likelihood": {"tau": Range(0, 1e6, default=100.0, open=True)}}
 
 
 def resolve(divergence, params):
-    """Checked params of `divergence` with defaults filled in; ValueError says what is wrong."""
-    if divergence not in PARAMETERS:
+    """Checked params of a divergence, or of a loss across tokenizers, with defaults; ValueError says what is
+    wrong."""
+    known = PARAMETERS | SPANS
+    if divergence not in known:
         raise ValueError(f"unknown divergence {divergence!r}; known: {', '.join(PARAMETERS)}")
-    ranges = PARAMETERS[divergence]
+    ranges = known[divergence]
     for name, value in params.items():
         if name not in ranges:
             known = ", ".join(ranges) or "none"

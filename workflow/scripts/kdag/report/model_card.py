@@ -24,7 +24,7 @@ from kdag.report.words import listed
 
 TEMPLATE = Path(__file__).parents[3] / "report" / "model_card.md.j2"
 REPOSITORY = "<this repository>"
-SHOWN = ("forward_kl", "reverse_kl", "top1_agreement", "nll")
+SHOWN = ("forward_kl", "reverse_kl", "top1_agreement", "nll", "nats_per_byte", "teacher_nats_per_byte")
 WHOSE = {
     DATASET: "the data set's answers",
     TEACHERS: "the teacher's answers",

@@ -6,6 +6,7 @@ import jinja2
 import pandas as pd
 
 from kdag.config.roster import SFT
+from kdag.report import closeness as closeness_of
 from kdag.report import figures, measures
 from kdag.report.table import further, letter_words
 
@@ -131,6 +132,11 @@ def render(
         for key, axis in sampled.items()
         if any(key in step for log in logs.values() for step in log)
     }
+    near = {
+        "forward_kl": "held-out forward KL to the teacher, nats",
+        "nats_per_byte": "negative log-likelihood of the held-out answers, nats per byte",
+    }
+    measure = closeness_of.asked(fidelity).measure
     plots = {
         "forest": figures.forest(
             [labels[m] for m in order],
@@ -141,8 +147,8 @@ def render(
         "divergence": figures.curves(logs, "divergence", "divergence, nats per token"),
         "fidelity": fidelity
         and figures.scatter(
-            {labels[m]: (fidelity[m]["forward_kl"], main.loc[m, "accuracy"]) for m in order if m in fidelity},
-            "held-out forward KL to the teacher, nats",
+            {labels[m]: (fidelity[m][measure], main.loc[m, "accuracy"]) for m in order if m in fidelity},
+            near[measure],
             tested,
         ),
     }
@@ -159,6 +165,7 @@ def render(
         heat=heat_map(rows, scores),
         samples=side_by_side(rows, scores, samples),
         fidelity=fidelity,
+        measure=measure,
         labels=labels,
         further=further(rows, tasks, dict),
         answers={model: scores[model]["answers"] for model in order},

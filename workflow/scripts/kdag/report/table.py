@@ -5,6 +5,7 @@ import pandas as pd
 from kdag.config.roster import STUDENT_UNTRAINED, TEACHER_UNTRAINED
 from kdag.job.errors import UserError
 from kdag.report import budget, measures, stats
+from kdag.report.words import listed
 
 
 def refuse_mixture(rows: list[dict], scores: dict[str, dict], how=None) -> None:
@@ -13,7 +14,7 @@ def refuse_mixture(rows: list[dict], scores: dict[str, dict], how=None) -> None:
     how: what of a model's scores must be the same for all; `measured_how` unless given.
     """
     how = how or measured_how
-    held = [row["model"] for row in rows if "server" not in how(scores[row["model"]])]
+    held = [row["model"] for row in rows if "server" not in how(scores[row["model"]]) and not other(row)]
     reference = (held or [rows[0]["model"]])[0]
     differing = []
     for row in rows:
@@ -22,6 +23,9 @@ def refuse_mixture(rows: list[dict], scores: dict[str, dict], how=None) -> None:
         keys = ours.keys() | theirs.keys()
         if "server" in theirs and "server" not in ours:
             keys = (ours.keys() & theirs.keys()) - {"backend"}
+        if other(row):
+            keys -= OWN
+            ours, theirs = (each | {"chat": without_template(each)} for each in (ours, theirs))
         differing += [
             f"{row['model']}: {key} is {theirs.get(key)!r}, for {reference} it is {ours.get(key)!r}"
             for key in sorted(keys)
@@ -31,9 +35,37 @@ def refuse_mixture(rows: list[dict], scores: dict[str, dict], how=None) -> None:
         raise UserError("rows that were measured differently share no table:\n" + "\n".join(differing))
 
 
+OWN = {"vocabulary", "rendered_prompts_sha256"}  # that models of another tokenizer have
+
+
+def other(row: dict) -> bool:
+    """Has the row's model another tokenizer than the students, and so a chat template of its own?"""
+    return "tokenizer" in row
+
+
+def without_template(how: dict) -> dict:
+    return {key: value for key, value in (how.get("chat") or {}).items() if key != "template_sha256"}
+
+
+def tokenizer_words(rows: list[dict]) -> str:
+    """That some models were asked in their own tokens; empty if none was."""
+    asked = [row["label"] for row in rows if other(row)]
+    if not asked:
+        return ""
+    whose = "its" if len(asked) == 1 else "their"
+    return (
+        f"{listed(asked)}: of another tokenizer than the students, so asked by a chat template of {whose} "
+        f"own, and the cap is of {whose} own tokens."
+    )
+
+
 def answered_here(rows: list[dict], scores: dict[str, dict]) -> str:
     """The first row whose settings are all known: not that of a teacher behind a server."""
-    here = [row["model"] for row in rows if "server" not in (scores[row["model"]].get("generation") or {})]
+    here = [
+        row["model"]
+        for row in rows
+        if "server" not in (scores[row["model"]].get("generation") or {}) and not other(row)
+    ]
     return (here or [rows[0]["model"]])[0]
 
 
@@ -101,15 +133,35 @@ def fidelity_table(rows: list[dict], fidelity: dict[str, dict]) -> pd.DataFrame:
     if not measured:
         return pd.DataFrame(columns=["model"])
     refuse_mixture(measured, fidelity, how=lambda measures: {"dtype": measures.get("dtype")})
-    untrained = fidelity[STUDENT_UNTRAINED]["forward_kl"]
-    return pd.DataFrame(
+    found = pd.DataFrame(
         {
             "model": row["label"],
             **{k: v for k, v in fidelity[row["model"]].items() if not isinstance(v, dict | str)},
-            "forward_kl_ratio": fidelity[row["model"]]["forward_kl"] / untrained,
         }
         for row in measured
     )
+    if "forward_kl" in found:
+        found["forward_kl_ratio"] = found["forward_kl"] / fidelity[STUDENT_UNTRAINED]["forward_kl"]
+    return found
+
+
+def fidelity_words(rows: list[dict], closeness: pd.DataFrame) -> list[str]:
+    """The fidelity below the table, with what it is. closeness: of `fidelity_table`, not empty."""
+    count = closeness["rows"][0]
+    if "forward_kl" in closeness:
+        shown = ["forward_kl", "forward_kl_ratio", "reverse_kl", "total_variation", "top1_agreement"]
+        said = (
+            f"Held-out fidelity to {taught(rows)}, per answer token ({closeness['tokens'][0]} tokens of "
+            f"{count} rows), in nats; forward_kl_ratio: relative to the untrained student."
+        )
+    else:
+        shown = ["nats_per_byte"]
+        said = (
+            f"How likely the held-out answers are ({closeness['bytes'][0]} bytes of {count} rows), in nats "
+            f"per byte of their text; {taught(rows)}: {closeness['teacher_nats_per_byte'][0]:.4f}. It has "
+            "another tokenizer, so a divergence from it is not defined."
+        )
+    return [said, closeness[["model", *shown]].to_markdown(index=False, floatfmt=".4f")]
 
 
 def best(rows: list[dict], table: pd.DataFrame, metric: str) -> set[int]:
@@ -238,14 +290,15 @@ def markdown(
     columns = measures.names(first)
     other = None if primary in columns else primary
     generation = first.get("generation") or {}
-    shown = ["forward_kl", "forward_kl_ratio", "reverse_kl", "total_variation", "top1_agreement"]
     parts = [
         bold(rows, table, columns, "**{}**").to_markdown(index=False, disable_numparse=True),
         f"{first['n_prompts']} prompts, {first['n_instructions']} instructions, the same for every row, "
         f"answered greedily with at most {generation.get('max_new_tokens')} tokens in "
         f"{generation.get('dtype')}{penalty_words(generation)}. Bold: the best trained student of a column, "
         "which says nothing about a difference; the verdict does.",
-        *filter(None, [server_words(rows, scores, len(closeness)), letter_words(first)]),
+        *filter(
+            None, [server_words(rows, scores, len(closeness)), tokenizer_words(rows), letter_words(first)]
+        ),
         *notes,
         "95 % intervals: Wilson for prompts; bootstrap over prompts for instructions, which share a prompt "
         "(Wilson over prompts where all or none were followed).",
@@ -262,10 +315,6 @@ def markdown(
             seeds.to_markdown(index=False, floatfmt=".4f"),
         ]
     if len(closeness):
-        parts += [
-            f"Held-out fidelity to {taught(rows)}, per answer token ({closeness['tokens'][0]} tokens of "
-            f"{closeness['rows'][0]} rows), in nats; forward_kl_ratio: relative to the untrained student.",
-            closeness[["model", *shown]].to_markdown(index=False, floatfmt=".4f"),
-        ]
+        parts += fidelity_words(rows, closeness)
     parts.append(budget.markdown(budgets))
     return "\n\n".join(parts) + "\n"

@@ -4,12 +4,14 @@ import itertools
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from kdag.config.schedules import is_schedule
 from kdag.job.errors import UserError
 from kdag.teacher.cache import pad
 
 NOTHING = -1  # the number of a row that completes a batch
+PADDED = -100  # behind the end of what is stored of a row: neither a token nor a place
 
 
 class Rows(torch.utils.data.Dataset):
@@ -24,6 +26,7 @@ class Rows(torch.utils.data.Dataset):
         self.ids, self.targets, self.lengths = frame["input_ids"], frame["targets"], frame.lengths
         self.count = len(frame)
         self.cache = teacher if teacher and teacher.keeps_rows else None
+        self.kept_as = getattr(teacher, "kept_as", "teacher")  # see `collate`
 
     def __len__(self):
         return len(self.ids)
@@ -35,7 +38,7 @@ class Rows(torch.utils.data.Dataset):
         else:
             row = {"input_ids": self.ids[index], "targets": self.targets[index], "row": index}
             stored = self.cache.row(index) if self.cache else None
-        return row | ({"teacher": stored} if self.cache else {})
+        return row | ({self.kept_as: stored} if self.cache else {})
 
 
 class Mixture(torch.utils.data.Dataset):
@@ -70,7 +73,7 @@ class Mixture(torch.utils.data.Dataset):
 
 def collate(rows: list[dict]) -> dict:
     """Right-padded [B, L] ids, mask and targets; what is stored of the teacher [N, ...] in the order
-    of the targets.
+    of the targets. What an aligned teacher stores is in its own tokens: [B, ...], padded with PADDED.
 
     The targets are shifted already, which the Trainer is told by calling them `shift_labels`. own [B]: is the
     answer the student's?
@@ -87,6 +90,11 @@ def collate(rows: list[dict]) -> dict:
     if "teacher" in rows[0]:
         names = rows[0]["teacher"]
         batch["teacher"] = {name: torch.cat([row["teacher"][name] for row in rows]) for name in names}
+    if "aligned" in rows[0]:
+        batch["aligned"] = {
+            name: pad_sequence([row["aligned"][name] for row in rows], True, PADDED)
+            for name in rows[0]["aligned"]
+        }
     return batch
 
 
@@ -117,8 +125,10 @@ def some(batch: dict, rows: torch.Tensor) -> dict:
     piece = {
         name: value[rows, :longest] if value.ndim > 1 else value[rows]
         for name, value in batch.items()
-        if name != "teacher"
+        if name not in ("teacher", "aligned")
     }
+    if "aligned" in batch:
+        piece["aligned"] = {name: tensor[rows] for name, tensor in batch["aligned"].items()}
     if "teacher" in batch:
         learned = (batch["labels"] != -100).sum(1)
         ends = learned.cumsum(0)
@@ -131,10 +141,13 @@ def some(batch: dict, rows: torch.Tensor) -> dict:
 def nothing_to_learn(batch: dict) -> dict:
     """A row of one token without a target, next to `batch`: what a process computes while others still do."""
     piece = some(batch, torch.zeros(1, dtype=torch.long, device=batch["labels"].device))
-    stored = piece.pop("teacher", None)
+    stored, aligned = piece.pop("teacher", None), piece.pop("aligned", None)
     piece = {name: value[:, :1] if value.ndim > 1 else value for name, value in piece.items()}
     piece |= {name: torch.full_like(piece[name], -100) for name in ("labels", "shift_labels")}
-    return piece | ({"teacher": {name: tensor[:0] for name, tensor in stored.items()}} if stored else {})
+    piece |= {"teacher": {name: tensor[:0] for name, tensor in stored.items()}} if stored else {}
+    return piece | (
+        {"aligned": {n: torch.full_like(t, PADDED) for n, t in aligned.items()}} if aligned else {}
+    )
 
 
 class EpochSampler(torch.utils.data.Sampler):

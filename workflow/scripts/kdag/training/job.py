@@ -61,6 +61,7 @@ def run_stage(
     answers: Path | None = None,
     reference: Path | None = None,
     routes: Path | None = None,
+    cached_by=TeacherCache,
 ) -> None:
     """A training stage from its inputs to its manifest, for every script that trains.
 
@@ -68,7 +69,8 @@ def run_stage(
     the data, of the teacher's answers to it, or both; chat: chat.json, whose template is saved with the
     model. output, log and manifest are written. teacher: the manifests of the teacher's caches of these rows,
     or, for an online teacher, of the teacher itself; of several teachers one for each. expected_teacher: what
-    the caches must be made from. routes: of route_rows.py, which row has which teacher.
+    the caches must be made from. routes: of route_rows.py, which row has which teacher. cached_by:
+    what reads a cache, if it is not of these rows' tokens (teacher/aligned.py).
     backend: what `backends.start` chose. section: where the configuration has these settings. rollouts: the
     class Rollouts, for rows that the student answers itself; answers: where its answers are written.
     reference: the manifest of the data, by which a budget is measured; by the held-out rows next to it an
@@ -76,7 +78,7 @@ def run_stage(
     """
     spoken = read_chat(chat) if chat else None
     inputs = {"model": sha256_file(start.parent / "manifest.json")}
-    sources, live = read_sources(rows, teacher, settings, expected_teacher, inputs, routes)
+    sources, live = read_sources(rows, teacher, settings, expected_teacher, inputs, routes, cached_by)
     if reference:
         inputs["data"] = sha256_file(reference)
     first = next(iter(sources.values()))
@@ -156,10 +158,11 @@ def read_sources(
     expected: list[Path],
     inputs: dict,
     routes: Path | None = None,
+    cached_by=TeacherCache,
 ):
     """({kind of answers: Source}, what makes the live teacher or None); `inputs` gets the hash of each.
 
-    rows, teacher, expected, routes: as run_stage takes them.
+    rows, teacher, expected, routes, cached_by: as run_stage takes them.
     """
     sources, live = {}, None
     several = getattr(settings, "teachers", None)
@@ -173,7 +176,7 @@ def read_sources(
         mine = teacher if several else [teacher[number]]
         made_from = expected if several else [*expected[:1]]
         caches = [
-            TeacherCache(manifest, "train", sources[kind].frame, data, of)
+            cached_by(manifest, "train", sources[kind].frame, data, of)
             for manifest, of in itertools.zip_longest(mine, made_from)
         ]
         sources[kind].cache = together(caches, several, routes, path) if several else caches[0]
@@ -216,7 +219,8 @@ def teacher_of(sources: dict[str, Source], seen, steps: list[dict]) -> tuple[int
 
 def cached(sources: dict[str, Source]) -> int:
     """Tokens of the rows whose states are stored."""
-    return sum(int(source.frame.lengths.sum()) for source in sources.values() if source.cache)
+    read = {id(source): getattr(source.cache, "read", source.frame) for source in sources.values()}
+    return sum(int(read[id(source)].lengths.sum()) for source in sources.values() if source.cache)
 
 
 def counts_of(data: Path) -> dict[str, int]:

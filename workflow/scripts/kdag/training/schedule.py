@@ -5,6 +5,7 @@ logged, so a resumed run goes on with the same numbers.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from kdag.config.schedules import is_adaptive
@@ -19,7 +20,8 @@ class Objective:
     """What is minimised. Without a divergence: only cross-entropy, which is fine-tuning.
 
     kl_weight, temperature and the parameters are numbers, or schedules {from, to, over}. own: the divergence
-    on the student's own answers, if it is another; each takes those of the parameters that it has.
+    on the student's own answers, if it is another; each takes those of the parameters that it has. alignment:
+    the loss of spans, losses.spans.SpanLoss, for a teacher of another tokenizer.
     """
 
     divergence: Divergence | None = None
@@ -29,13 +31,14 @@ class Objective:
     temperature_squared: bool = True
     use_ce: bool = True
     own: Divergence | None = None
+    alignment: Callable | None = None
 
     @classmethod
     def of(cls, settings, load) -> "Objective":
         """What a config DistillationJob asks for; load: what gives a divergence by its name."""
         own = getattr(settings, "student_divergence", None)
         return cls(
-            divergence=load(settings.divergence),
+            divergence=load(settings.divergence) if settings.divergence else None,
             divergence_params=settings.divergence_params,
             kl_weight=settings.kl_loss_weight,
             temperature=settings.temperature,

@@ -19,6 +19,9 @@ from kdag.training import processes, sharding
 from kdag.training.batches import NOTHING, EpochSampler, collate, nothing_to_learn, split, split_by_tokens
 from kdag.training.schedule import Objective, Schedules, StudentShare
 
+# Of each forward pass, added up over a step.
+SUMMED = ("ce_sum", "divergence_sum", "tokens", "rows", "all_tokens")
+
 
 class DistillTrainer(Trainer):
     """The HF Trainer with its loss replaced; no logits come out of the model's own forward."""
@@ -61,6 +64,7 @@ class DistillTrainer(Trainer):
         self.tokens, self.parts = tokens_per_pass, 1
         self.save_memory = save_memory  # what is done first where memory runs out, if anything
         self.step, self.batches = None, []  # of the optimiser step that is under way
+        self.spans = None  # that it compares in all processes, with a teacher of another tokenizer
 
     def _get_train_sampler(self, train_dataset=None):
         return EpochSampler(
@@ -87,7 +91,11 @@ class DistillTrainer(Trainer):
             done = self.course.done(self.state)[-1]
             batches = self.rollouts.batches(epoch_iterator, num_batches, self.state.global_step, share, done)
             epoch_iterator, num_batches = iter(batches), len(batches)
-        return super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.schedules.objective.alignment:
+            spans = sum(int((batch["aligned"]["spans"][..., 0] >= 0).sum()) for batch in batches)
+            self.spans = max(1, *processes.summed([spans], self.args.device))
+        return batches, tokens
 
     @torch.no_grad()
     def heldout_ce(self) -> float | None:
@@ -168,7 +176,7 @@ class DistillTrainer(Trainer):
         loss, metrics = model(inputs, num_items_in_batch)  # which is `losses` below
         real = inputs["rows"] != NOTHING
         seen = {"rows": real.sum(), "all_tokens": inputs["attention_mask"][real].sum()}
-        for name in ("ce_sum", "divergence_sum", "tokens", "rows", "all_tokens"):
+        for name in SUMMED:
             self.sums[name] = self.sums.get(name, 0) + (metrics | seen)[name]
         return loss * launching.processes()  # num_items is that of all processes; gradients are averaged
 
@@ -184,6 +192,10 @@ class DistillTrainer(Trainer):
             hidden = head.hidden_states(model, inputs["input_ids"], inputs["attention_mask"])
         hidden, labels = hidden[learn].to(self.dtype), inputs["labels"][learn]
         known = teacher and teacher.known(inputs, learn)
+        if objective.alignment:
+            head_weight = head.head_weight(model, self.vocabulary).to(self.dtype)
+            given = (hidden, head_weight, labels, known, head.logit_cap(model))
+            return teacher.loss(objective, *given, num_items=num_items, num_spans=self.spans)
         if isinstance(teacher, RoutedTeachers):
             asked = [(objective.divergence, *part) for part in teacher.parts(known)]
         elif objective.own:
@@ -231,7 +243,9 @@ class DistillTrainer(Trainer):
             logs |= {"rows": int(rows), "tokens": int(all_tokens)}
             tokens = max(tokens, 1.0)
             logs["ce"] = ce / tokens
-            if self.schedules.objective.divergence:
+            if self.schedules.objective.alignment:
+                logs["divergence"] = divergence / self.spans
+            elif self.schedules.objective.divergence:
                 logs["divergence"] = divergence / tokens
             logs["answer_tokens"] = int(tokens)
             if self.parts > 1:
@@ -251,7 +265,8 @@ class DistillTrainer(Trainer):
         if broken:
             numbers = {int(row) for batch in self.batches for row in batch["rows"]} - {NOTHING}
             rows = sorted(number % self.train_dataset.count for number in numbers)
-            name = getattr(self.schedules.objective.divergence, "name", "cross-entropy")
+            objective = self.schedules.objective
+            name = getattr(objective.alignment or objective.divergence, "name", "cross-entropy")
             raise UserError(
                 f"step {self.state.global_step}: {broken[0]} is {logs[broken[0]]} ({name}); nothing is "
                 f"saved. The step's rows, by place in train.parquet: {rows}. A lower learning_rate or "

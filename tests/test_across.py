@@ -1,0 +1,298 @@
+"""A teacher of another tokenizer, from the configuration to the table."""
+
+import json
+import math
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny
+import torch
+import yaml
+from conftest import Project
+
+from kdag.config.load import load_config
+from kdag.config.stages import stage_params
+from kdag.data.aligned_rows import Speaker, Tally, aligned, reasons
+from kdag.data.formats import Conversation
+from kdag.data.template import encode
+from kdag.files.hashes import sha256_json
+from kdag.job.errors import UserError
+from kdag.losses import divergences, spans
+from kdag.report import closeness
+from kdag.teacher.aligned import AlignedTeacher
+from kdag.training.batches import NOTHING, Rows, collate, nothing_to_learn, some, split_by_tokens
+from kdag.training.schedule import Objective
+
+TEXTS = [
+    "The river falls over 201 stones.",
+    "Morning \U0001f600 caf\u00e9 \u4e2d\u6587",
+    " two  blanks\n",
+    "a",
+]
+
+
+# --- what may be asked for ------------------------------------------------------------------------
+
+
+def configured(tmp_path, strategies, **changed):
+    tiny.write_experiment(tmp_path)
+    settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    settings["teachers"] = {"other": {"source": "path", "path": str(tmp_path / "teacher")}}
+    return load_config(settings | {"strategies": strategies} | changed)
+
+
+ONE = {"alignment": "uld"}
+
+
+@pytest.mark.parametrize(
+    ("strategies", "changed", "said"),
+    [
+        (
+            {"a": {"alignment": "gould"}},
+            {},
+            "no loss across tokenizers is called 'gould'; did you mean",
+        ),
+        ({"a": {"alignment": "uld", "divergence": "fkl"}}, {}, "uld has none; gold compares common tokens"),
+        ({"a": {"alignment": "gold", "divergence": "taid"}}, {}, "gold does not go with divergence taid"),
+        ({"a": {"alignment": "span-likelihood", "tau": 0}}, {}, r"tau = 0.0 is outside \(0, 1e\+06\)"),
+        ({"a": {"alignment": "uld", "tau": 1}}, {}, "`tau` is neither a parameter of uld"),
+        ({"a": {"alignment": "uld", "answers": "teacher"}}, {}, "only the data set's answers can be aligned"),
+        ({"a": {"alignment": "uld", "online": True}}, {}, "is read from its cache"),
+        ({"a": {"alignment": "uld", "teachers": {"teacher": 0.5, "other": 0.5}}}, {}, "there is one teacher"),
+        ({"a": {"divergence": None}}, {}, "divergence: a name is needed"),
+        ({"a": ONE, "b": {"divergence": "fkl"}}, {}, "strategies.b: 'teacher' is compared across tokenizers"),
+        ({"a": ONE, "b": {"method": "seqkd"}}, {}, "strategies.b: 'teacher' is compared across tokenizers"),
+        ({"a": ONE}, {"teacher_cache": {"store": "topk"}}, "alignment needs hidden"),
+        ({"a": ONE}, {"chat": {"template": "teacher"}}, "it has a template of its own"),
+        ({"a": ONE, "b": ONE}, {}, "'a' and 'b' are the same training"),
+    ],
+)
+def test_what_cannot_be_aligned_is_refused_before_anything_runs(tmp_path, strategies, changed, said):
+    with pytest.raises(UserError, match=said):
+        configured(tmp_path, strategies, **changed)
+
+
+def test_an_alignment_fills_in_its_keys(tmp_path):
+    config = configured(
+        tmp_path,
+        {"u": ONE, "g": {"alignment": "gold"}, "s": {"alignment": "span-likelihood"}},
+        teacher={"source": "path", "path": str(tmp_path / "teacher"), "online": True},
+    )
+    jobs = {name: stage_params(config, "distill", strategy=name) for name in config.strategies}
+    assert [jobs[name]["divergence"] for name in "ugs"] == [None, "jsd", None]
+    assert jobs["s"]["divergence_params"] == {"tau": 100.0} and jobs["g"]["divergence_params"] == {
+        "beta": 0.5
+    }
+    assert not jobs["u"]["temperature_squared"] and jobs["g"]["temperature_squared"]
+    assert not any(config.online(name) for name in "ugs") and config.aligned() == ["teacher"]
+
+
+def test_a_pair_with_one_tokenizer_is_told_nothing_of_it(tmp_path):
+    config = configured(tmp_path, {"f": {"divergence": "fkl"}})
+    assert "alignment" not in stage_params(config, "distill", strategy="f") and config.aligned() == []
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def speakers(student=None):
+    corpus = [text for row in tiny.rows(200, seed=1) for text in row.values()]
+    pair = student or tiny.tokenizer(corpus), tiny.other_tokenizer(corpus)
+    return [Speaker(tokenizer, tiny.chat_of(tokenizer)) for tokenizer in pair]
+
+
+def talk(answer: str) -> Conversation:
+    turns = [{"role": "user", "content": "Question 7?"}, {"role": "assistant", "content": answer}]
+    return Conversation(turns, learned=[1])
+
+
+def students_row(student: Speaker, number: int, found: Conversation) -> dict:
+    ((ids, mask),) = encode(student.tokenizer, student.chat, found)
+    given = {"row": number, "row_hash": sha256_json([ids, mask]), "input_ids": ids, "response_mask": mask}
+    return given | {"prompt": found.prompt, "response": found.response}
+
+
+def made(student, teacher, texts):
+    tally, talks = Tally(), [talk(text) for text in texts]
+    given = [(students_row(student, number, found), found) for number, found in enumerate(talks)]
+    return list(aligned(iter(given), student, teacher, tally)), tally
+
+
+def test_spans_and_widths_are_of_every_byte_of_an_answer():
+    rows, tally = made(*speakers(), TEXTS)
+    assert tally.rows == 4 and not tally.unaligned and tally.spans >= tally.one_to_one > 0
+    for row, text in zip(rows, TEXTS, strict=True):
+        size = len(text.strip().encode() if text.endswith("\n") else text.encode())
+        for side in ("student_widths", "teacher_widths"):
+            assert abs(int(np.maximum(row[side], 0).sum()) - size) <= 2  # a template may trim blanks
+        table = np.reshape(row["spans"], (-1, 4))
+        assert (table[1:, 0] == table[:-1, 1]).all() and (table[1:, 2] == table[:-1, 3]).all()
+        assert table[-1, 1] == sum(row["response_mask"]) or table[-1, 3] == sum(row["response_mask"])
+
+
+def test_a_row_that_cannot_be_aligned_stays_a_row_and_says_why():
+    student, teacher = speakers()
+    rows, tally = made(student, teacher, [*TEXTS, "a\u2581b"])
+    assert [each["row"] for each in tally.unaligned] == [4]
+    assert "another text" in tally.unaligned[0]["reason"] and "1 x " in reasons(tally.unaligned)
+    assert len(rows) == 5 and list(rows[4]["spans"]) == [] and rows[4]["teacher_widths"] is None
+    assert rows[4]["student_widths"] is not None  # its likelihood by bytes is the student's own affair
+    teacher.positions = 12
+    rows, tally = made(student, teacher, TEXTS[:1])
+    assert "which has 12 positions" in tally.unaligned[0]["reason"] and rows[0]["response_mask"] == [0]
+
+
+# --- batches and the loss ---------------------------------------------------------------------------
+
+
+class Kept(AlignedTeacher):
+    """What an AlignedTeacher has read, from rows that are in memory."""
+
+    def __init__(self, rows, vocabulary: int, width: int = 6):
+        generator = torch.Generator().manual_seed(0)
+        self.head, self.cap, self.weights = torch.randn(vocabulary, width, generator=generator), None, 1
+        masks = [np.array(row["response_mask"]) for row in rows]
+        self.targets = [
+            np.array(row["input_ids"])[1:][m[1:] == 1] for row, m in zip(rows, masks, strict=True)
+        ]
+        self.spans = [np.reshape(row["spans"], (-1, 4)).astype(np.int64) for row in rows]
+        self.hidden = [torch.randn(len(t), width, generator=generator) for t in self.targets]
+        self.cache = self
+
+    def row(self, index):
+        kept = {
+            "targets": torch.from_numpy(self.targets[index]),
+            "spans": torch.from_numpy(self.spans[index]),
+        }
+        return {"hidden": self.hidden[index], **kept}
+
+
+class Frame(dict):
+    lengths = np.array([])
+
+
+def batch_of(student, teacher, texts):
+    rows, _ = made(student, teacher, texts)
+    given = [students_row(student, number, talk(text)) for number, text in enumerate(texts)]
+    targets = []
+    for row in given:
+        mask = np.array(row["response_mask"][1:])
+        targets.append(np.append(np.where(mask == 1, row["input_ids"][1:], -100), -100))
+    frame = Frame(input_ids=[np.array(row["input_ids"]) for row in given], targets=targets)
+    kept = Kept(rows, len(teacher.tokenizer))
+    return Rows(frame, kept), kept
+
+
+def loss_of(batch, kept, head, states, objective, spans_of_step):
+    """Of a batch whose student's hidden states are those of its tokens."""
+    learn = batch["labels"] != -100
+    hidden = states[batch["input_ids"]][learn]
+    loss, _ = kept.loss(
+        *(objective, hidden, head, batch["labels"][learn], kept.known(batch, learn), None),
+        **{"num_items": 50, "num_spans": spans_of_step},
+    )
+    return loss
+
+
+@pytest.mark.parametrize("name", spans.NAMES)
+def test_the_loss_of_a_step_is_the_same_however_its_rows_are_cut(name):
+    student, teacher = speakers()
+    rows, kept = batch_of(student, teacher, [*TEXTS, "a\u2581b"])
+    whole = collate([rows[number] for number in (0, 1, NOTHING, 2, 3, 4)])
+    generator = torch.Generator().manual_seed(1)
+    size = len(student.tokenizer)
+    states, head = (torch.randn(size, 5, generator=generator).requires_grad_() for _ in range(2))
+    divergence, params = (divergences.load("jsd"), {"beta": 0.5}) if name == "gold" else (None, {})
+    params = {"tau": 2.0} if name == "span-likelihood" else params
+    objective = Objective(divergence, params, 0.5, 2.0, alignment=spans.load(name))
+    kept.common = [torch.arange(5), torch.arange(5) + 3]
+    count = int((whole["aligned"]["spans"][..., 0] >= 0).sum())
+    assert count == sum(map(len, kept.spans))
+
+    def gradient(batches):
+        total = sum(loss_of(batch, kept, head, states, objective, count) for batch in batches)
+        return total.detach(), *torch.autograd.grad(total, (states, head))
+
+    pieces = split_by_tokens(whole, 40)
+    assert len(pieces) > 2
+    one, other = gradient([whole]), gradient([*pieces, nothing_to_learn(whole)])
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert some(whole, torch.tensor([3, 0]))["aligned"]["spans"].shape[0] == 2
+
+
+# --- words ------------------------------------------------------------------------------------------
+
+
+def test_a_likelihood_is_called_one_and_rows_without_bytes_are_left_out():
+    rows = [{"model": "student-untrained", "role": "untrained"}]
+    rows += [
+        {"model": f"{name}-seed0", "role": "student", "strategy": name, "seed": 0} for name in ("sft", "uld")
+    ]
+    generator = np.random.default_rng(0)
+    fidelity = {
+        row["model"]: {"by_row": {"nats_per_byte": [None, *(1 - 0.3 * n + generator.normal(0, 0.01, 20))]}}
+        | {"nats_per_byte": 1.0}
+        for n, row in enumerate(rows)
+    }
+    question = closeness.asked(fidelity)
+    by_row = closeness.rows_of(fidelity)
+    assert {len(each) for each in by_row.values()} == {20}
+    table = closeness.compare(rows, by_row, ["sft"], 0.05)
+    said = closeness.words(table, 0.05, "the fine-tuned teacher", question)
+    assert "`uld` holds the held-out answers likelier than `sft` by 0." in said
+    assert "closer" not in said and "is not defined, since it has another tokenizer" in said
+
+
+# --- the whole of it --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    project = Project(tmp_path_factory.mktemp("across"))
+    tiny.save_models_of_two_tokenizers(project.folder / "two")
+    settings = yaml.safe_load(project.config.read_text())
+    for side in ("teacher", "student"):
+        settings[side]["path"] = str(project.folder / "two" / side)
+    settings["strategies"] = {"gold": {"alignment": "gold"}, "uld": {"alignment": "uld"}}
+    (project.folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    project.snakemake()
+    return project
+
+
+def test_a_pair_of_two_tokenizers_runs_to_its_table(run):
+    table = (run.results / "report" / "table.md").read_text()
+    assert "teacher, untrained and teacher: of another tokenizer than the students" in table
+    assert "nats_per_byte" in table and "a divergence from it is not defined" in table
+    assert "nats per byte" in (run.results / "report" / "index.html").read_text()
+    assert "Nothing to be done" in run.snakemake().stderr
+
+
+def test_its_numbers_are_there_and_finite(run):
+    for name in ("gold", "uld"):
+        home = run.results / "students" / name / "seed0"
+        steps = [json.loads(line) for line in (home / "training.jsonl").read_text().splitlines()]
+        assert len(steps) == 3 and all(math.isfinite(step["divergence"]) for step in steps)
+        measured = json.loads((run.results / "eval" / f"{name}-seed0" / "fidelity.json").read_text())
+        assert 0 < measured["nats_per_byte"] < 10 and len(measured["by_row"]["nats_per_byte"]) == 8
+    report = json.loads((run.results / "teacher" / "rows" / "manifest.json").read_text())["report"]
+    assert report["train"]["spans"] > 100 and report["unaligned"] == {"train": [], "heldout": []}
+    ours, theirs = (
+        pq.read_table(run.results / folder / "train.parquet") for folder in ("data", "teacher/rows")
+    )
+    assert theirs["of"].to_pylist() == ours["row_hash"].to_pylist()
+
+
+def test_rows_of_another_run_are_refused(run):
+    """The teacher's rows are of the student's, and a cache is of the teacher's rows."""
+    from kdag.data.rows import read_rows
+    from kdag.files.manifest import SUBSET, read_manifest
+
+    data = run.results / "data"
+    frame, given = read_rows(data / "train.parquet"), read_manifest(data / "manifest.json", SUBSET)
+    rows, cache = run.results / "teacher" / "rows" / "train.parquet", run.results / "cache" / "manifest.json"
+    teacher = AlignedTeacher(rows, cache, "train", frame, given)
+    assert teacher.weights > 0 and len(teacher.row(0)["spans"]) > 1
+    with pytest.raises(UserError, match="is not of the rows of this run"):
+        AlignedTeacher(rows, cache, "train", frame.iloc[:5], given)

@@ -1,0 +1,119 @@
+"""The rows of a subset in the tokens of a teacher with another tokenizer, and which tokens say the same.
+
+A row that the teacher's template refuses, that is too long for the teacher, or whose answers the two sides
+spell differently stays a row, with a reason and without a span: the student learns its answer as before, and
+nothing of the teacher.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from kdag.data import template
+from kdag.data.alignment import AlignmentError, align_row, row_widths, spelling
+from kdag.data.formats import Conversation
+from kdag.data.rows import SCHEMA
+from kdag.files.hashes import sha256_json
+
+# Next to what every encoded row has: the hash of the student's row, the spans as of teacher/aligned.py, and
+# the bytes of each learned token of either side (alignment.widths), null if they spell another text.
+NUMBERS = pa.list_(pa.int32())
+ALIGNED = pa.schema(
+    [
+        *SCHEMA,
+        ("of", pa.string()),
+        ("spans", NUMBERS),
+        ("student_widths", NUMBERS),
+        ("teacher_widths", NUMBERS),
+    ]
+)
+NOTHING = ([0], [0])  # ids and mask of a row that the teacher does not read
+
+
+@dataclass
+class Speaker:
+    """A model's tokenizer with its chat and the positions that it has (None: as many as are wanted)."""
+
+    tokenizer: object
+    chat: template.Chat
+    positions: int | None = None
+
+
+@dataclass
+class Tally:
+    """What came of the rows of a part."""
+
+    rows: int = 0
+    tokens: int = 0
+    answer_tokens: int = 0
+    spans: int = 0
+    one_to_one: int = 0
+    unaligned: list[dict] = field(default_factory=list)
+
+    def report(self) -> dict:
+        return {key: value for key, value in vars(self).items() if key != "unaligned"}
+
+
+def texts(speaker: Speaker, found: Conversation) -> list[str]:
+    """The learned answers as a model says them, without what ends them."""
+    ends = [speaker.tokenizer.convert_ids_to_tokens(end) for end in speaker.chat.end_ids]
+    said = []
+    for turn in template.turns(speaker.tokenizer, speaker.chat, found):
+        answer = turn.answer
+        for end in ends:
+            answer = answer.removesuffix(end)
+        said.append(template.unmarked(answer))
+    return said
+
+
+def aligned(
+    rows: Iterator[tuple[dict, Conversation]], student: Speaker, teacher: Speaker, tally: Tally
+) -> Iterator[dict]:
+    """Rows of ALIGNED, one for each of (the student's row as SCHEMA has it, its conversation)."""
+    ours, theirs = spelling(student.tokenizer), spelling(teacher.tokenizer)
+    for row, found in rows:
+        ids, mask, reason = read_by(teacher, found)
+        given = (row["input_ids"], row["response_mask"])
+        made = {"spans": [], "student_widths": None, "teacher_widths": None}
+        try:
+            said = texts(student, found)
+            made["student_widths"] = np.concatenate(row_widths(ours, given, said, "student"))
+            if reason:
+                raise AlignmentError(reason)
+            if said != texts(teacher, found):
+                raise AlignmentError("the two chat templates write an answer differently")
+            made["teacher_widths"] = np.concatenate(row_widths(theirs, (ids, mask), said, "teacher"))
+            spans = align_row(ours, theirs, given, (ids, mask), said)
+            made["spans"] = np.concatenate([spans.student, spans.teacher], 1).ravel()
+            tally.spans += len(spans)
+            tally.one_to_one += int(spans.one_to_one.sum())
+        except AlignmentError as error:
+            tally.unaligned.append({"row": row["row"], "reason": str(error)})
+        tally.rows += 1
+        tally.tokens += len(ids)
+        tally.answer_tokens += sum(mask[1:])
+        own = {"input_ids": ids, "response_mask": mask, "row_hash": sha256_json([ids, mask])}
+        yield row | own | made | {"of": row["row_hash"]}
+
+
+def read_by(speaker: Speaker, found: Conversation) -> tuple[list[int], list[int], str]:
+    """(ids, mask, why there is nothing to align or "") of a conversation in a model's own tokens."""
+    try:
+        encoded = template.encode(speaker.tokenizer, speaker.chat, found)
+    except template.RefusedError as error:
+        return *NOTHING, str(error)
+    if len(encoded) != 1:
+        return *NOTHING, f"the teacher's template makes {len(encoded)} rows of it"
+    ids, mask = encoded[0]
+    if speaker.positions and len(ids) > speaker.positions:
+        return *NOTHING, f"{len(ids)} tokens of the teacher's, which has {speaker.positions} positions"
+    return ids, mask, ""
+
+
+def reasons(unaligned: list[dict], most: int = 3) -> str:
+    """The commonest reasons, as a line."""
+    counted = Counter(each["reason"].split(", from byte")[0] for each in unaligned).most_common(most)
+    return "; ".join(f"{count} x {reason}" for reason, count in counted)
