@@ -25,7 +25,7 @@ def configuration(folder: Path) -> dict:
     full = {"tuning": "full", "batch_size": 8, "gradient_accumulation": 1, "epochs": 8}
     settings |= {"experiment": "bench-across", "seeds": [0, 1, 2], "statistics": {"fidelity_family": ["sft"]}}
     settings["data"] |= {"train_rows": 200, "heldout_rows": 200}
-    settings["teacher_training"] |= full | {"learning_rate": 1e-3}
+    settings["teacher_training"] |= full | {"learning_rate": 3e-3}
     settings["distillation"] |= full | {"learning_rate": 3e-3, "temperature": 1, "kl_loss_weight": 0.5}
     settings["strategies"] = {
         "uld": {"alignment": "uld"},
