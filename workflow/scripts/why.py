@@ -13,6 +13,7 @@ from kdag.config.kinds import NO_DIVERGENCE, STUDENT
 from kdag.config.roster import SFT, STUDENT_UNTRAINED, TEACHER, behind_server, home_of
 from kdag.config.schedules import numbers
 from kdag.config.stages import source_name, stage_params
+from kdag.config.teachers import FIRST
 from kdag.files.manifest import SUBSET, read_manifest
 from kdag.files.reading import read_jsonl
 from kdag.files.seals import read_sealed
@@ -180,6 +181,8 @@ def main(args):
     results = Path("results", config.experiment)
     if behind_server(config):
         raise UserError("why compares with the states of a teacher that ran here; a server gives none")
+    if FIRST in config.aligned():
+        raise UserError("why compares token by token, and the teacher has another tokenizer")
     if not (results / "report" / "table.md").is_file():
         raise UserError(f"{results} is not finished: run it first, then ask why")
     home = results / "student"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from kdag.config.experiment import Config
+from kdag.config.kinds import NO_DIVERGENCE
 from kdag.files.atomic import write_json
 from kdag.job import cli
 from kdag.losses.parameters import PARAMETERS
@@ -19,8 +20,11 @@ def arguments():
 def schema() -> dict:
     """Of the sections, with the names that the table of parameters knows."""
     made = Config.model_json_schema()
-    keys = made["$defs"]["Strategy"]["properties"]
-    keys["divergence"]["enum"] = list(PARAMETERS)
+    strategy = made["$defs"]["Strategy"]
+    keys = strategy["properties"]
+    strategy["anyOf"] = [{"required": [key]} for key in ("divergence", "method", "alignment")]
+    strategy.pop("required", None)
+    keys["divergence"]["enum"] = [*PARAMETERS, NO_DIVERGENCE, None]
     keys["student_divergence"] |= {"enum": [*PARAMETERS, None]}
     return made
 
