@@ -16,8 +16,13 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "workflow" / "scripts")]
 import tiny  # noqa: E402
+
+from kdag.config.load import load_config  # noqa: E402
+from kdag.config.roster import compared_ids, table_rows  # noqa: E402
+from kdag.files.reading import read_json  # noqa: E402
+from kdag.report import closeness, table  # noqa: E402
 
 
 def configuration(folder: Path) -> dict:
@@ -40,6 +45,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kind", choices=("bpe", "unigram"), default="bpe", help="the teacher's tokenizer")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "across", help="of models and rows")
+    parser.add_argument("snakemake", nargs="*", help="behind --: further options of snakemake")
     args = parser.parse_args()
     folder = args.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,10 +54,23 @@ def main():
     tiny.write_jsonl(folder / "prompts.jsonl", tiny.prompts())
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(configuration(folder), sort_keys=False))
-    command = [Path(sys.executable).with_name("snakemake"), "--quiet", "--workflow-profile", "profiles/cpu"]
-    subprocess.run([*command, "--configfile", config], cwd=ROOT, check=True, stdout=sys.stderr)
-    text = (ROOT / "results" / "bench-across" / "report" / "table.md").read_text()
-    print(text[text.index("Which student holds") : text.index("What each training took")].strip())
+    settings = load_config(yaml.safe_load(config.read_text()))
+    results = Path("results", settings.experiment)
+    measured = {model: results / "eval" / model / "fidelity.json" for model in compared_ids(settings)}
+    command = [Path(sys.executable).with_name("snakemake"), "--quiet", "all", *args.snakemake]
+    command += ["--workflow-profile", "profiles/cpu", "--configfile", config, "--", *measured.values()]
+    subprocess.run(command, cwd=ROOT, check=True)
+    fidelity = {model: read_json(ROOT / file) for model, file in measured.items()}
+    print(report(settings, fidelity))
+
+
+def report(settings, fidelity: dict[str, dict]) -> str:
+    """What the table says of the held-out rows, without the answers to prompts, which tell nothing here."""
+    rows = [row for row in table_rows(settings) if row["model"] in fidelity]
+    chosen = settings.statistics
+    tests = closeness.compare(rows, closeness.rows_of(fidelity), chosen.fidelity_family, chosen.alpha)
+    words = closeness.words(tests, chosen.alpha, question=closeness.asked(fidelity))
+    return "\n\n".join([words, *table.fidelity_words(rows, table.fidelity_table(rows, fidelity))])
 
 
 if __name__ == "__main__":

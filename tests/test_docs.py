@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from kdag.losses import divergences
 from kdag.losses.fused import distill_loss
-from kdag.losses.parameters import PARAMETERS
+from kdag.losses.parameters import PARAMETERS, SPANS
 
 DOCS = ROOT / "docs"
 
@@ -54,12 +54,18 @@ def test_strategy_of_the_how_to_and_its_test(hellinger):
 
 
 def test_strategies_page_has_every_divergence_with_its_range_and_default():
-    page = (DOCS / "strategies.md").read_text().split("## The ten")[1].split("## Temperature")[0]
+    page = (DOCS / "strategies.md").read_text().split("## The ten")[1].split("## Another tokenizer")[0]
     assert set(re.findall(r"^\| `([a-z-]+)` \|", page, re.M)) == set(PARAMETERS)
     for name, ranges in PARAMETERS.items():
         line = re.search(rf"^\| `{name}` \|.*$", page, re.M)[0]
         for parameter, range_ in ranges.items():
             assert f"`{parameter}` {range_}, {range_.default:g}" in line, name
+
+
+def test_strategies_page_has_every_loss_across_tokenizers():
+    page = (DOCS / "strategies.md").read_text().split("## Another tokenizer")[1].split("## Temperature")[0]
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", page, re.M)) == {*SPANS, "alignment"}
+    assert f"1/`tau` (default {SPANS['span-likelihood']['tau'].default:g})" in page
 
 
 def test_yaml_of_the_how_to_is_yaml():
