@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from kdag.data import template
-from kdag.data.alignment import AlignmentError, align_row, row_widths, spelling
+from kdag.data.alignment import AlignmentError, align_answers, row_widths, spelling
 from kdag.data.formats import Conversation
 from kdag.data.rows import SCHEMA
 from kdag.files.hashes import sha256_json
@@ -80,13 +80,15 @@ def aligned(
         made = {"spans": [], "student_widths": None, "teacher_widths": None}
         try:
             said = texts(student, found)
-            made["student_widths"] = np.concatenate(row_widths(ours, given, said, "student"))
+            taken = row_widths(ours, given, said, "student")
+            made["student_widths"] = np.concatenate(taken)
             if reason:
                 raise AlignmentError(reason)
             if said != texts(teacher, found):
                 raise AlignmentError("the two chat templates write an answer differently")
-            made["teacher_widths"] = np.concatenate(row_widths(theirs, (ids, mask), said, "teacher"))
-            spans = align_row(ours, theirs, given, (ids, mask), said)
+            taken_there = row_widths(theirs, (ids, mask), said, "teacher")
+            made["teacher_widths"] = np.concatenate(taken_there)
+            spans = align_answers(taken, taken_there, said)
             made["spans"] = np.concatenate([spans.student, spans.teacher], 1).ravel()
             tally.spans += len(spans)
             tally.one_to_one += int(spans.one_to_one.sum())

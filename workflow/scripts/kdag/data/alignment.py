@@ -290,12 +290,15 @@ def align_row(student: Spelling, teacher: Spelling, student_row, teacher_row, te
 
     AlignmentError, with the answer and the side, if one of them does not spell the texts.
     """
+    ours = row_widths(student, student_row, texts, "student")
+    theirs = row_widths(teacher, teacher_row, texts, "teacher")
+    return align_answers(ours, theirs, texts)
+
+
+def align_answers(ours: list[np.ndarray], theirs: list[np.ndarray], texts: Sequence[str]) -> Spans:
+    """`align_row` from the `row_widths` of both sides."""
     spans, before = [], np.zeros(3, dtype=np.int64)  # tokens of either side and bytes of the answers so far
-    sides = (
-        row_widths(student, student_row, texts, "student"),
-        row_widths(teacher, teacher_row, texts, "teacher"),
-    )
-    for *taken, text in zip(*sides, texts, strict=True):
+    for *taken, text in zip(ours, theirs, texts, strict=True):
         aligned = align(*taken)
         spans.append(np.concatenate([aligned.student, aligned.teacher, aligned.bytes], 1) + before.repeat(2))
         before = before + [*map(len, taken), len(text.encode())]

@@ -14,7 +14,9 @@ def refuse_mixture(rows: list[dict], scores: dict[str, dict], how=None) -> None:
     how: what of a model's scores must be the same for all; `measured_how` unless given.
     """
     how = how or measured_how
-    held = [row["model"] for row in rows if "server" not in how(scores[row["model"]]) and not other(row)]
+    held = [
+        row["model"] for row in rows if "server" not in how(scores[row["model"]]) and not own_tokenizer(row)
+    ]
     reference = (held or [rows[0]["model"]])[0]
     differing = []
     for row in rows:
@@ -23,7 +25,7 @@ def refuse_mixture(rows: list[dict], scores: dict[str, dict], how=None) -> None:
         keys = ours.keys() | theirs.keys()
         if "server" in theirs and "server" not in ours:
             keys = (ours.keys() & theirs.keys()) - {"backend"}
-        if other(row):
+        if own_tokenizer(row):
             keys -= OWN
             ours, theirs = (each | {"chat": without_template(each)} for each in (ours, theirs))
         differing += [
@@ -38,7 +40,7 @@ def refuse_mixture(rows: list[dict], scores: dict[str, dict], how=None) -> None:
 OWN = {"vocabulary", "rendered_prompts_sha256"}  # that models of another tokenizer have
 
 
-def other(row: dict) -> bool:
+def own_tokenizer(row: dict) -> bool:
     """Has the row's model another tokenizer than the students, and so a chat template of its own?"""
     return "tokenizer" in row
 
@@ -49,7 +51,7 @@ def without_template(how: dict) -> dict:
 
 def tokenizer_words(rows: list[dict]) -> str:
     """That some models were asked in their own tokens; empty if none was."""
-    asked = [row["label"] for row in rows if other(row)]
+    asked = [row["label"] for row in rows if own_tokenizer(row)]
     if not asked:
         return ""
     whose = "its" if len(asked) == 1 else "their"
@@ -64,7 +66,7 @@ def answered_here(rows: list[dict], scores: dict[str, dict]) -> str:
     here = [
         row["model"]
         for row in rows
-        if "server" not in (scores[row["model"]].get("generation") or {}) and not other(row)
+        if "server" not in (scores[row["model"]].get("generation") or {}) and not own_tokenizer(row)
     ]
     return (here or [rows[0]["model"]])[0]
 
