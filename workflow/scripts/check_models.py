@@ -75,8 +75,7 @@ def main(args):
         if launching.rank() == 0:
             shutil.rmtree(check.scratch, ignore_errors=True)
     processes.leave()
-    if launching.rank() == 0:
-        write_json(args.output, {"rows": check.frame["row_hash"].tolist(), "params": args.config})
+    write_json(args.output, {"rows": check.frame["row_hash"].tolist(), "params": args.config})
 
 
 class Check:

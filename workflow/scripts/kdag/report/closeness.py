@@ -131,7 +131,8 @@ def words(
     first = table.iloc[0]
     seeds = first["seeds"].split()
     rest, many = table[table["p_holm"] > alpha], letters.wanted(table)
-    lines = [f"- {said}" for said in (_order if many else _found)(table, alpha, question)]
+    found = [_order(table, alpha, question)] if many else _found(table, alpha, question)
+    lines = [f"- {said}" for said in found]
     if not rest.empty:
         lines.append(f"- {_not_found(rest, len(table), many, question.unit)}")
     how = "a paired t-test" if len(seeds) == 1 else "a test with rows and seeds both random"

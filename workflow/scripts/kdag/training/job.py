@@ -126,8 +126,6 @@ def run_stage(
         allowed=allowed,
     )
     processes.leave()
-    if launching.rank() > 0:
-        return
     write_model(trained, output, settings, start=start, chat=spoken, backend=backend)
     steps = trained.steps
     write_text(log, "".join(json.dumps(without(entry, COUNTED)) + "\n" for entry in steps))

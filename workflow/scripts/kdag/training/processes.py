@@ -1,6 +1,10 @@
 """What the processes of one training job tell each other."""
 
-from kdag.job.launching import processes
+import logging
+import os
+import sys
+
+from kdag.job.launching import processes, rank
 
 
 def backend() -> str | None:
@@ -50,8 +54,18 @@ def wait_for_all() -> None:
 
 
 def leave() -> None:
-    """The processes have nothing more to say: a thread that still listens can abort one that ends."""
-    if processes() > 1:
-        import torch.distributed
+    """The processes have nothing more to say: the first goes on alone, the others end here.
 
-        torch.distributed.destroy_process_group()
+    They end without the interpreter's own end, in which a thread of gloo that lets go of its last tensor
+    aborts the process (pytorch's pull request 179291 has the cause).
+    """
+    if processes() == 1:
+        return
+    import torch.distributed
+
+    torch.distributed.destroy_process_group()
+    if rank() > 0:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
