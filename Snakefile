@@ -27,7 +27,7 @@ wildcard_constraints:
     seed=r"\d+",
     model="|".join(map(re.escape, MODELS)),
     hash="[0-9a-f]{8}",
-    teacher="|".join(map(re.escape, CONFIG.teachers)) or "(?!)",
+    teacher="|".join(map(re.escape, FURTHER)) or "(?!)",
     answers="|".join(ANSWER_SETS) or "(?!)",
 
 

@@ -4,6 +4,7 @@ import json
 import math
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny
@@ -13,14 +14,18 @@ from conftest import Project
 
 from kdag.config.load import load_config
 from kdag.config.stages import stage_params
-from kdag.data.aligned_rows import Speaker, Tally, aligned, reasons
+from kdag.data.aligned_rows import ALIGNED, Speaker, Tally, aligned, reasons
 from kdag.data.formats import Conversation
 from kdag.data.template import encode
 from kdag.files.hashes import sha256_json
+from kdag.files.manifest import hash_files
 from kdag.job.errors import UserError
 from kdag.losses import divergences, spans
+from kdag.models.decoding import Answer
+from kdag.models.load import load_tokenizer
 from kdag.report import closeness
 from kdag.teacher.aligned import AlignedTeacher
+from kdag.teacher.answering import sampled, spoken
 from kdag.training.batches import NOTHING, Rows, collate, nothing_to_learn, some, split_by_tokens
 from kdag.training.schedule import Objective
 
@@ -62,7 +67,11 @@ ONE = {"alignment": "uld"}
         ({"a": {"alignment": "uld", "teachers": {"teacher": 0.5, "other": 0.5}}}, {}, "there is one teacher"),
         ({"a": {"divergence": None}}, {}, "divergence: a name is needed"),
         ({"a": ONE, "b": {"divergence": "fkl"}}, {}, "strategies.b: 'teacher' is compared across tokenizers"),
-        ({"a": ONE, "b": {"method": "seqkd"}}, {}, "strategies.b: 'teacher' is compared across tokenizers"),
+        (
+            {"a": ONE, "b": {"divergence": "fkl", "answers": "teacher"}},
+            {},
+            "strategies.b: 'teacher' is compared across tokenizers",
+        ),
         ({"a": ONE}, {"teacher_cache": {"store": "topk"}}, "alignment needs hidden"),
         ({"a": ONE}, {"chat": {"template": "teacher"}}, "it has a template of its own"),
         ({"a": ONE, "b": ONE}, {}, "'a' and 'b' are the same training"),
@@ -255,7 +264,11 @@ def run(tmp_path_factory):
     settings = yaml.safe_load(project.config.read_text())
     for side in ("teacher", "student"):
         settings[side]["path"] = str(project.folder / "two" / side)
-    settings["strategies"] = {"gold": {"alignment": "gold"}, "uld": {"alignment": "uld"}}
+    settings["strategies"] = {
+        "gold": {"alignment": "gold"},
+        "uld": {"alignment": "uld"},
+        "seqkd": {"method": "seqkd", "sampling": {"max_new_tokens": 12}},
+    }
     (project.folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     project.snakemake()
     return project
@@ -282,6 +295,55 @@ def test_its_numbers_are_there_and_finite(run):
         pq.read_table(run.results / folder / "train.parquet") for folder in ("data", "teacher/rows")
     )
     assert theirs["of"].to_pylist() == ours["row_hash"].to_pylist()
+
+
+def test_the_teacher_s_own_answers_are_learned_in_the_student_s_tokens(run):
+    """Its text, behind the student's own prompt, with the student's end; not the teacher's ids."""
+    (answers,) = (run.results / "answers").glob("*")
+    said = pq.read_table(answers / "train.parquet").to_pylist()
+    ours = pq.read_table(run.results / "data" / "train.parquet").to_pylist()
+    tokenizer = load_tokenizer(run.folder / "two" / "student")
+    end = json.loads((run.results / "data" / "chat.json").read_text())["end_ids"][0]
+    assert [row["row"] for row in said] == [row["row"] for row in ours]
+    whole = 0
+    for row, known in zip(said, ours, strict=True):
+        start = row["response_mask"].index(1)
+        prompt, answer = row["input_ids"][:start], row["input_ids"][start:]
+        assert prompt == known["input_ids"][:start] and all(row["response_mask"][start:])
+        assert len(answer) <= 12
+        if answer[-1] == end:
+            assert tokenizer.decode(answer[:-1]) == row["response"]
+            whole += 1
+        assert row["response"].startswith(tokenizer.decode(answer).removesuffix("\ufffd")[:4])
+    manifest = json.loads((answers / "manifest.json").read_text())
+    assert manifest["report"]["cut_off"] == len(said) - whole and manifest["inputs"]["rows"]
+
+
+def test_an_answer_is_spoken_by_the_student():
+    """Control tokens in it are text; what was cut off has no end; no more tokens than are wanted."""
+    student, _ = speakers()
+    tokenizer, end = student.tokenizer, student.chat.end_ids[0]
+    whole, cut = Answer([5, 6, 7], False, 0.0), Answer([5, 6], True, 0.0)
+    special = tokenizer.convert_ids_to_tokens(end)
+    texts = [f"one {special} two", "one two\ufffd", "one two three four five six"]
+    first, second, third = spoken(tokenizer, student.chat, [whole, cut, whole], texts, most=30)
+    assert first[-1] == end and end not in first[:-1]
+    assert tokenizer.decode(first[:-1]) == texts[0]
+    assert tokenizer.decode(second) == "one two" and end not in second
+    assert spoken(tokenizer, student.chat, [whole], texts[2:], most=4) == [third[:4]] and end not in third[:4]
+
+
+def test_a_row_that_the_teacher_cannot_read_has_no_answer(run, tmp_path):
+    rows = run.results / "teacher" / "rows"
+    table = pq.read_table(rows / "train.parquet").to_pylist()
+    table[3] |= {"input_ids": [0], "response_mask": [0]}
+    pq.write_table(pa.Table.from_pylist(table, ALIGNED), tmp_path / "train.parquet")
+    manifest = json.loads((rows / "manifest.json").read_text())
+    manifest["report"]["unaligned"]["train"] = [{"row": table[3]["row"], "reason": "no system prompt"}]
+    manifest["files"] = hash_files(tmp_path, [tmp_path / "train.parquet"])
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"^1 training rows .* row 3: no system prompt$"):
+        sampled(run.results / "teacher" / "model", tmp_path / "train.parquet", None, None, "float32", 0)
 
 
 def test_rows_of_another_run_are_refused(run):

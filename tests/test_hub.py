@@ -8,7 +8,11 @@ import sys
 import hub
 import pytest
 import tiny
+import yaml
 from conftest import ROOT
+from test_published import SETTINGS, V, captured, check_rows, frame_of, write
+
+from kdag.teacher.published import Published
 
 
 @pytest.fixture
@@ -112,3 +116,22 @@ def test_a_split_that_is_not_there_is_one_line(fetch):
     done, _, _ = fetch("fetch_dataset", id="some/rows", split="validation", rows=3)
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 1 and "validation" in last and "cannot be fetched" in last
+
+
+def test_of_published_log_probs_only_the_files_that_are_named(fetch):
+    """A data set's first file, and the settings that it was written with."""
+    folder = fetch.served / "datasets" / "some" / "logits"
+    write(folder / "data", captured(frame_of()), settings=None, name="train-0.parquet")
+    write(folder / "data", captured(frame_of(1)), settings=None, name="train-1.parquet")
+    (folder / "compression_config.yaml").write_text(yaml.safe_dump(SETTINGS))
+    (folder / "README.md").write_text("none of it")
+    done, out, asked = fetch("fetch_published", id="some/logits", files="data/train-0*")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["revision"] == hub.SHA
+    assert {name.removeprefix("made/") for name in manifest["files"]} == {
+        "data/train-0.parquet",
+        "compression_config.yaml",
+    }
+    assert not any("train-1" in line for line in asked if line.startswith("GET"))
+    check_rows(Published(out / "made").of_rows(frame_of(), V), frame_of())

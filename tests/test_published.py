@@ -74,6 +74,16 @@ def captured(frame):
     return [published_row(ids, teacher_logp(len(ids), n)) for n, ids in enumerate(frame["input_ids"])]
 
 
+def of_rows(train, vocabulary):
+    """(settings, published rows) of encoded rows: every row's teacher is another one, made up."""
+    settings = SETTINGS | {"d": vocabulary}
+    frame = read_rows(train)
+    return settings, [
+        published_row(ids, teacher_logp(len(ids), number, vocabulary), settings)
+        for number, ids in enumerate(frame["input_ids"])
+    ]
+
+
 def check_rows(found, frame):
     """Every row's log-probs at its learned positions, against the teacher's."""
     found = dict(found)
@@ -218,9 +228,8 @@ def test_the_cache_of_a_published_set_gives_the_loss_of_the_teacher_s_top_k(tmp_
         json.dumps({"stage": "", "params": {}, "inputs": {}, "files": {}, "versions": {}} | subset)
     )
     manifest = tmp_path / "cache" / "manifest.json"
-    write_published(
-        Published(write(tmp_path / "set", captured(frame))), frame, data, manifest, rows_per_shard=2
-    )
+    published = Published(write(tmp_path / "set", captured(frame)))
+    write_published(published, frame, data, manifest, params={}, teacher="t", rows_per_shard=2)
     cache = TeacherCache(manifest, "train", frame, subset)
     stored = [cache.row(index) for index in range(3)]
     stored = {name: torch.cat([row[name] for row in stored]) for name in stored[0]}
@@ -246,37 +255,51 @@ def test_the_cache_of_a_published_set_gives_the_loss_of_the_teacher_s_top_k(tmp_
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-5)
 
 
-def test_a_student_is_distilled_from_a_published_teacher_by_hand(finished, tmp_path):
-    """read_published and distill on the finished experiment's rows: no teacher's weights anywhere."""
+@pytest.fixture
+def rows(finished):
+    """(the rows that the finished experiment trains on, a published set's settings and rows of them)."""
     train = finished.results / "data" / "train.parquet"
-    frame = read_rows(train)
     vocabulary = json.loads((train.parent / "manifest.json").read_text())["vocabulary_size"]
-    settings = SETTINGS | {"d": vocabulary}
-    rows = [
-        published_row(ids, teacher_logp(len(ids), n, vocabulary), settings)
-        for n, ids in enumerate(frame["input_ids"])
-    ]
-    folder, manifest = write(tmp_path / "set", rows, settings), tmp_path / "cache" / "manifest.json"
-    finished.script("read_published", "--published", folder, "--train", train, "--manifest", manifest)
-    (student,) = finished.folder.glob("resources/models/student-*/model")
-    job = {
-        "divergence": "fkl",
-        "dtype": "float32",
-        "batch_size": 4,
-        "gradient_accumulation": 2,
-        "lora_rank": 2,
-    }
+    return train, *of_rows(train, vocabulary)
+
+
+def test_rows_that_are_not_published_are_one_line(finished, rows, tmp_path):
+    """By hand, through the same two scripts that the rules call."""
+    train, settings, published = rows
+    published[0]["input_ids"][3] += 1
+    write(tmp_path / "set", published, settings)
+    source = {"source": "path", "id": None, "path": str(tmp_path / "set"), "files": "*.parquet"}
     finished.script(
-        *("distill", "--config", json.dumps(job), "--model", student, "--train", train),
-        *("--teacher", manifest, "--output", tmp_path / "model", "--log", tmp_path / "log"),
-        *("--manifest", tmp_path / "manifest.json"),
+        *("fetch_published", "--config", json.dumps(source)),
+        *("--output", tmp_path / "fetched" / "files", "--manifest", tmp_path / "fetched" / "manifest.json"),
     )
-    steps = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert steps and all(step["divergence"] > 0 for step in steps)
-    rows[0]["input_ids"][3] += 1
-    write(tmp_path / "set", rows, settings)
     done = finished.script(
-        *("read_published", "--published", folder, "--train", train, "--manifest", manifest), check=False
+        *("cache_published", "--published", tmp_path / "fetched" / "files", "--train", train),
+        *("--manifest", tmp_path / "cache" / "manifest.json"),
+        check=False,
     )
     assert done.returncode == 1
     assert "the first of them row 0" in done.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").glob("[!.]*"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "change", "said"),
+    [
+        ("*.parket", None, "no Parquet file is called *.parket"),
+        ("*.parquet", "compressed_logprobs", "no column compressed_logprobs"),
+    ],
+)
+def test_what_is_no_published_set_is_refused_when_fetched(finished, tmp_path, pattern, change, said):
+    made = captured(frame_of())
+    write(tmp_path / "set", made)
+    if change:
+        pq.write_table(pa.Table.from_pylist(made).drop_columns(change), tmp_path / "set" / "data_1.parquet")
+    source = {"source": "path", "id": None, "path": str(tmp_path / "set"), "files": pattern}
+    done = finished.script(
+        *("fetch_published", "--config", json.dumps(source)),
+        *("--output", tmp_path / "files", "--manifest", tmp_path / "manifest.json"),
+        check=False,
+    )
+    assert done.returncode == 1 and said in done.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "manifest.json").exists()

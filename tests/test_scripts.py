@@ -50,11 +50,15 @@ def test_fetch(finished, tmp_path):
     assert (tmp_path / "model" / "config.json").is_file()
 
 
-@pytest.mark.parametrize(("script", "what"), [("fetch_model", "model"), ("fetch_dataset", "data set")])
+@pytest.mark.parametrize(
+    ("script", "what"),
+    [("fetch_model", "model"), ("fetch_dataset", "data set"), ("fetch_published", "data set")],
+)
 def test_hub_out_of_reach_is_one_line(finished, tmp_path, monkeypatch, script, what):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    source = json.dumps({"source": "hub", "id": "someone/something", "revision": None, "split": "train"})
+    source = {"source": "hub", "id": "someone/something", "revision": None, "split": "train", "files": "*"}
+    source = json.dumps(source)
     made = ["--output", tmp_path / "out", "--manifest", tmp_path / "manifest.json"]
     done = finished.script(script, "--config", source, *made, check=False)
     assert done.returncode == 1

@@ -209,9 +209,9 @@ def test_changed_checkpoint_without_its_seal_is_left_alone(interrupted, payload,
     assert not acted()
 
 
-@pytest.mark.parametrize("script", ["fetch_model", "fetch_dataset"])
+@pytest.mark.parametrize("script", ["fetch_model", "fetch_dataset", "fetch_published"])
 def test_token_reaches_no_log_and_no_manifest(tmp_path, script):
-    source = {"source": "hub", "id": "someone/something", "revision": None, "split": "train"}
+    source = {"source": "hub", "id": "someone/something", "revision": None, "split": "train", "files": "*"}
     command = [sys.executable, str(SCRIPTS / f"{script}.py"), "--config", json.dumps(source)]
     command += ["--output", str(tmp_path / "out"), "--manifest", str(tmp_path / "manifest.json")]
     command += ["--log-file", str(tmp_path / "fetch.log")]

@@ -9,6 +9,7 @@ import tiny
 import torch
 import yaml
 from conftest import Project
+from test_published import of_rows, write
 
 from kdag.config.load import load_config
 from kdag.job.errors import UserError
@@ -168,7 +169,8 @@ def test_settings_of_a_further_teacher_are_checked(tmp_path):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """One table of cached, live, mixed and routed teachers, and of one with another tokenizer."""
+    """One table of cached, live, mixed and routed teachers, of one with another tokenizer, and of one whose
+    log-probs others have published."""
     project = Project(tmp_path_factory.mktemp("several"))
     settings = yaml.safe_load(project.config.read_text())
     rows = [json.loads(line) for line in (project.folder / "tiny" / "rows.jsonl").read_text().splitlines()]
@@ -180,8 +182,19 @@ def run(tmp_path_factory):
     }
     tiny.save_models_of_two_tokenizers(project.folder / "two")
     settings["teachers"]["foreign"] = {"source": "path", "path": str(project.folder / "two" / "teacher")}
+    data = project.results / "data"
+    project.snakemake(str((data / "manifest.json").relative_to(project.folder)))
+    vocabulary = json.loads((data / "manifest.json").read_text())["vocabulary_size"]
+    compressor, published = of_rows(data / "train.parquet", vocabulary)
+    write(project.folder / "published", published, settings=None)
+    settings["teachers"]["published"] = {
+        **{"source": "path", "path": str(project.folder / "published")},
+        **{"logprobs": "distillkit", "compressor": compressor},
+    }
     settings["strategies"] = {
         "first": {"divergence": "fkl"},
+        "published": {"divergence": "fkl", "teachers": "published"},
+        "with-published": {"divergence": "rkl", "teachers": {"teacher": 0.5, "published": 0.5}},
         "alone": {"divergence": "fkl", "teachers": "other"},
         "everywhere": {"divergence": "fkl", "teachers": {"by": "everywhere"}},
         "routed": {"divergence": "fkl", "teachers": {"by": "who"}},
@@ -207,9 +220,10 @@ def weights(project, student):
 
 def test_a_table_of_several_teachers_runs_and_has_their_rows(run):
     table = (run.results / "report" / "table.md").read_text()
-    labels = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")][2:18]
+    labels = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")][2:20]
     further = ["teacher other, untrained", "teacher foreign, untrained", "teacher other", "teacher foreign"]
-    students = ["sft", "first", "alone", "everywhere", "routed", "mixed", "live", "own", "across"]
+    students = ["sft", "first", "published", "with-published", "alone", "everywhere", "routed", "mixed"]
+    students += ["live", "own", "across"]
     assert labels == [
         "teacher, untrained",
         "teacher",
@@ -223,6 +237,18 @@ def test_a_table_of_several_teachers_runs_and_has_their_rows(run):
 def test_all_rows_routed_to_one_teacher_give_the_student_of_that_teacher(run):
     assert weights(run, "everywhere") == weights(run, "alone")
     assert len({weights(run, name) for name in ("first", "alone", "routed", "mixed")}) == 4
+
+
+def test_a_student_learns_from_a_teacher_of_which_only_log_probs_are_here(run):
+    """What others published is its signal, and it has no row of its own; its students' cards say so."""
+    home = run.results / "teachers" / "published"
+    assert [file.name for file in home.iterdir() if not file.name.startswith("job-")] == ["cache"]
+    assert not list((run.results / "eval").glob("teacher*published*"))
+    steps = (run.results / "students" / "published" / "seed0" / "training.jsonl").read_text().splitlines()
+    assert all(json.loads(step)["divergence"] > 0 for step in steps)
+    assert len({weights(run, name) for name in ("first", "published", "with-published")}) == 3
+    card = (run.results / "students" / "published" / "seed0" / "README.md").read_text()
+    assert "teacher published: its log-probs as published in" in card
 
 
 def test_cached_and_live_mixtures_are_one(run):

@@ -11,6 +11,7 @@
 #                 GPU memory that it should take, by which `--resources gpu_mb=n` puts jobs on one GPU
 # ALIGNED         the teachers of another tokenizer; they read the rows in their own tokens
 # ROWS            {teacher's name: the folder of the rows and the chat that it reads}
+# OWN             the first teacher's training rows and chat, if it has a tokenizer of its own
 # HOMES           {teacher's name: the folder of its model}: `teacher`, and the further ones
 # model_home(id)  the folder with model/ and manifest.json of a model
 # SERVER          is the teacher behind a server? Then rules/server.smk takes the place of rules/teacher.smk
@@ -32,6 +33,7 @@ from kdag.planning import expected, devices
 from kdag.config.load import load_config
 from kdag.config.schedules import is_adaptive
 from kdag.config.section import path_is
+from kdag.files import published
 from kdag.files.code import files_of
 from kdag.job.errors import UserError
 from kdag.planning.jobsize import host_mb, minutes, model_bytes
@@ -221,8 +223,8 @@ def fetched(kind, stage):
 
 
 def further_at(folder):
-    """The name of a further teacher whose model lies in this folder of resources/models."""
-    return next(name for name, home in FURTHER.items() if Path(home).name == folder)
+    """The name of a further teacher that lies in this folder of resources/models, or of resources/logprobs."""
+    return next(name for name, home in (FURTHER | PUBLISHED).items() if Path(home).name == folder)
 
 
 def task_home(task):
@@ -249,6 +251,12 @@ def local_files(source):
     return [str(file) for file in (files.wanted(path) if path.is_dir() else [path])]
 
 
+def published_files(source):
+    """The user's own files of a teacher's log-probs."""
+    folder = source.path if source.source == "path" else None
+    return [str(file) for file in published.wanted(Path(folder), source.files)] if folder else []
+
+
 def local_template(chat):
     """The user's own file behind the chat template."""
     return [chat.template] if chat.template and path_is("is_file", chat.template) else []
@@ -257,12 +265,17 @@ def local_template(chat):
 TEACHER = fetched("models", "fetch_teacher")
 FURTHER = {  # {name: the folder of a further teacher as it was fetched}
     name: f"resources/models/{source_name(stage_params(CONFIG, 'fetch_teacher', teacher=name))}"
-    for name in CONFIG.teachers
+    for name in CONFIG.further_models()
 }
-HOMES = {FIRST: "<results>/teacher"} | {name: f"<results>/teachers/{name}" for name in FURTHER}
+PUBLISHED = {  # {name: the folder of log-probs that others published, as they were fetched}
+    name: f"resources/logprobs/{source_name(stage_params(CONFIG, 'fetch_published', teacher=name))}"
+    for name in CONFIG.published()
+}
+HOMES = {FIRST: "<results>/teacher"} | {name: f"<results>/teachers/{name}" for name in CONFIG.teachers}
 STUDENT = "<results>/student" if CONFIG.student.derive else fetched("models", "fetch_student")
 ALIGNED = CONFIG.aligned()
 ROWS = {name: f"{home}/rows" if name in ALIGNED else "<results>/data" for name, home in HOMES.items()}
+OWN = [f"{ROWS[FIRST]}/{name}" for name in ("train.parquet", "chat.json")] if FIRST in ALIGNED else []
 # Whose tokenizer and template the teacher has, and the further teachers that share it.
 SPOKEN = STUDENT if SERVER or FIRST in ALIGNED else TEACHER
 SHARING = [home for name, home in FURTHER.items() if name not in ALIGNED]
@@ -347,7 +360,8 @@ def trained_teacher(wildcards):
     """The manifest of each teacher, which its cache is compared with."""
     if not seen(cached="manifest.json")(wildcards):
         return []
-    return [f"{HOMES[teacher]}/manifest.json" for teacher in CONFIG.teachers_of(wildcards.strategy)]
+    asked = CONFIG.teachers_of(wildcards.strategy)
+    return [f"{(HOMES | PUBLISHED)[teacher]}/manifest.json" for teacher in asked]
 
 
 def routes(wildcards):
@@ -390,11 +404,12 @@ def refuse_unknown(outputs=()):
     folders = ["data", "check", "teacher", "cache", *(f"eval/{model}" for model in MODELS)]
     folders += [f"answers/{name}" for name in ANSWER_SETS] + [f"answers/{name}/cache" for name in ANSWER_SETS]
     folders += [f"eval/{model}/{task}" for model in MODELS for task in TASKS]
-    folders += [f"teachers/{name}/cache" for name in FURTHER]
+    folders += [f"teachers/{name}/cache" for name in CONFIG.teachers]
     folders += [ROWS[name].removeprefix("<results>/") for name in ALIGNED]
     homes = [model_home(model).replace("<results>", here) for model in MODELS]
     places = [Path(here, folder) for folder in folders] + [Path(home) for home in homes]
-    places += [Path(place) for place in (DATASET, PROMPTS, *map(task_home, TASKS))] + [Path(NLTK).parent]
+    fetched_ones = (DATASET, PROMPTS, *PUBLISHED.values(), *map(task_home, TASKS))
+    places += [Path(place) for place in fetched_ones] + [Path(NLTK).parent]
     if found := adopt.unknown(places, list(outputs), Path(".snakemake")):
         given = [f" CONFIG={os.path.relpath(file)}" for file in workflow.overwrite_configfiles[-1:]]
         raise WorkflowError(*adopt.refusal(found, f"make adopt{''.join(given)}"))

@@ -51,6 +51,31 @@ if set(FURTHER.values()) - {TEACHER, STUDENT}:
             " --manifest {output.manifest:q} --log-file {log:q}"
 
 
+if PUBLISHED:
+
+    rule fetch_published:
+        input:
+            code=code("fetch_published"),
+            files=lambda wildcards: published_files(CONFIG.teachers[further_at(wildcards.source)]),
+        output:
+            files=directory("resources/logprobs/{source}/files"),
+            manifest="resources/logprobs/{source}/manifest.json",
+        log:
+            "<logs>/fetch_published/{source}.log",
+        wildcard_constraints:
+            source="|".join(re.escape(Path(home).name) for home in PUBLISHED.values()),
+        localrule: True
+        conda:
+            "../../envs/train.yaml"
+        params:
+            config=lambda wildcards: canonical_json(
+                stage_params(CONFIG, "fetch_published", teacher=further_at(wildcards.source))
+            ),
+        shell:
+            "python {input.code[0]:q} --config {params.config:q} --output {output.files:q}"
+            " --manifest {output.manifest:q} --log-file {log:q}"
+
+
 if CONFIG.student.derive:
 
     rule derive_student:

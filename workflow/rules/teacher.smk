@@ -15,7 +15,7 @@ rule check_models:
         chat=CHAT,
         data="<results>/data/manifest.json",
         train="<results>/data/train.parquet",
-        own=[f"{ROWS[FIRST]}/{name}" for name in ("train.parquet", "chat.json")] if FIRST in ALIGNED else [],
+        own=OWN,
         teacher=f"{TEACHER}/manifest.json",
         teacher_model=ancient(f"{TEACHER}/model"),
         student=ancient(f"{STUDENT}/manifest.json"),
@@ -120,6 +120,36 @@ if FURTHER:
             " --manifest {output.manifest:q} --log-file {log:q}"
 
 
+if PUBLISHED:
+
+    # First of what can run: rows that the published set lacks are a mistake of the configuration.
+    rule cache_published:
+        input:
+            code=code("cache_published"),
+            data="<results>/data/manifest.json",
+            train="<results>/data/train.parquet",
+            fetched=lambda wildcards: f"{PUBLISHED[wildcards.teacher]}/manifest.json",
+            files=ancient(lambda wildcards: f"{PUBLISHED[wildcards.teacher]}/files"),
+        output:
+            train=directory("<results>/teachers/{teacher}/cache/train"),
+            head="<results>/teachers/{teacher}/cache/head.safetensors",
+            manifest="<results>/teachers/{teacher}/cache/manifest.json",
+        log:
+            "<logs>/cache_published/{teacher}.log",
+        wildcard_constraints:
+            teacher="|".join(map(re.escape, PUBLISHED)),
+        priority: 1
+        localrule: True
+        conda:
+            "../../envs/train.yaml"
+        params:
+            config=params("cache_published"),
+        shell:
+            "python {input.code[0]:q} --name cache_published/{wildcards.teacher} --config {params.config:q}"
+            " --published {input.files:q} --train {input.train:q}"
+            " --manifest {output.manifest:q} --log-file {log:q}"
+
+
 if CONFIG.teacher_cache.shards == 1:
 
     rule cache_teacher:
@@ -219,6 +249,9 @@ if ANSWER_SETS:
             chat=CHAT,
             data="<results>/data/manifest.json",
             train="<results>/data/train.parquet",
+            own=OWN,
+            student=[f"{STUDENT}/manifest.json"] if OWN else [],
+            student_model=ancient([f"{STUDENT}/model"] if OWN else []),
             teacher="<results>/teacher/manifest.json",
             model=ancient("<results>/teacher/model"),
         output:
@@ -239,6 +272,7 @@ if ANSWER_SETS:
             "python {input.code[0]:q} --name answer_teacher"
             " --gpus {resources.gpu} --planned {resources.planned} --config {params.config:q}"
             " --model {input.model:q} --chat {input.chat:q} --train {input.train:q}"
+            " --own {input.own:q} {input.student_model:q}"
             " --output {output.train:q} --manifest {output.manifest:q} --log-file {log:q}"
 
     rule cache_answers:

@@ -21,6 +21,14 @@ def arguments():
     parser.add_argument("--chat", type=Path, required=True, help="chat.json of settle_chat.py")
     parser.add_argument("--train", type=Path, required=True, help="train.parquet of the data")
     parser.add_argument(
+        "--own",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="of a teacher with another tokenizer: its train.parquet and chat.json of align_rows.py, and the "
+        "student's directory",
+    )
+    parser.add_argument(
         "--output", type=Path, required=True, help="train.parquet with these answers, written"
     )
     parser.add_argument("--manifest", type=Path, required=True)
@@ -32,11 +40,27 @@ def main(args):
     dtype = precision.settle(args.config["dtype"], "teacher_cache.dtype")
     chat, data = read_chat(args.chat), read_manifest(args.train.parent / "manifest.json", SUBSET)
 
-    from kdag.models import load
-    from kdag.teacher.answering import write_answers
+    from kdag.data.rows import prompts, read_rows
+    from kdag.models import decoding, load
+    from kdag.models.files import positions_of
+    from kdag.teacher.answering import report, sampled, spoken
+    from kdag.teacher.rows import write_rows
 
-    report = write_answers(args.model, args.train, args.output, settings, chat, dtype, data, args.gpus)
-    logging.info("the teacher's answers: %s", report)
+    given = prompts(read_rows(args.train))
+    rows, own_chat, student = args.own or (args.train, args.chat, None)
+    own = read_manifest(rows.parent / "manifest.json", SUBSET)
+    if student:
+        decoding.check_positions(given, settings.max_new_tokens, positions_of(student))
+    answers, texts = sampled(
+        *(args.model, rows, settings, read_chat(own_chat), dtype, own["vocabulary_size"], args.gpus)
+    )
+    said = [answer.tokens for answer in answers]
+    if student:
+        said = spoken(load.load_tokenizer(student), chat, answers, texts, settings.max_new_tokens)
+    write_rows(args.train, given, said, texts, args.output)
+    unended = sum(not set(ids[-1:]) & set(chat.end_ids) for ids in said)
+    found = report(answers, texts) | {"cut_off": unended}
+    logging.info("the teacher's answers: %s", found)
     write_manifest(
         args.manifest,
         stage="answer_teacher",
@@ -44,9 +68,10 @@ def main(args):
         inputs={
             "teacher": sha256_file(args.model.parent / "manifest.json"),
             "data": sha256_file(args.train.parent / "manifest.json"),
+            **({"rows": sha256_file(rows.parent / "manifest.json")} if student else {}),
         },
         outputs=[args.output],
-        report=report,
+        report=found,
         **{key: data[key] for key in (*SUBSET, "chat")},
         dtype=dtype,
         arithmetic=arithmetic.recorded(),

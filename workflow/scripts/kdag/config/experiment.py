@@ -22,11 +22,11 @@ from kdag.config.resources import Resources
 from kdag.config.roster import RESERVED
 from kdag.config.sampling import Sampling
 from kdag.config.section import Section, error_lines, suggestion
-from kdag.config.sources import Data, FurtherTeacher, Student
+from kdag.config.sources import Data, Student
 from kdag.config.statistics import Statistics
 from kdag.config.strategies import Strategy
 from kdag.config.teacher import SERVER, Teacher
-from kdag.config.teachers import BY, FIRST
+from kdag.config.teachers import BY, FIRST, FurtherTeacher
 from kdag.config.training import Distillation, TeacherCache, TeacherTraining
 
 LONGEST_NAME = 100  # characters; a file's name may have 255, and further words are put to these
@@ -78,6 +78,7 @@ class Config(Section):
             hint = suggestion(primary, IFEVAL)
             raise ValueError(f"statistics.primary: no metric is called {primary!r}{hint}")
         self._teachers_are_there()
+        self._published_log_probs_are_read()
         self._a_teacher_is_compared_one_way()
         self._passes_are_shared_out()
         if len(set(self.seeds)) != len(self.seeds):
@@ -139,11 +140,26 @@ class Config(Section):
                 hint = suggestion(unknown[0], (FIRST, *self.teachers))
                 raise ValueError(f"strategies.{strategy}.teachers: no teacher is called {unknown[0]!r}{hint}")
 
+    def _published_log_probs_are_read(self):
+        published = self.published()
+        for strategy, chosen in self.strategies.items():
+            if not (named := [name for name in self.teachers_of(strategy) if name in published]):
+                continue
+            if chosen.alignment:
+                raise ValueError(
+                    f"strategies.{strategy}.alignment: of {named[0]!r} only log-probs are known, of the "
+                    "student's own tokens; leave it out, or take a teacher that is a model"
+                )
+            if self.online(strategy):
+                raise ValueError(
+                    f"strategies.{strategy}: of {named[0]!r} only log-probs of the data set's answers are "
+                    "known; it cannot run next to the student: take answers: dataset and online: false"
+                )
+
     def _a_teacher_is_compared_one_way(self):
         aligned = self.aligned()
         for strategy, chosen in self.strategies.items():
             asked = [] if chosen.alignment else self.teachers_of(strategy)
-            asked += [FIRST] if TEACHER in chosen.answers and FIRST not in asked else []
             if both := [name for name in asked if name in aligned]:
                 other = next(name for name, each in self.strategies.items() if each.alignment)
                 raise ValueError(
@@ -181,6 +197,11 @@ class Config(Section):
                     f"to resources.gpus.{stage}: {count}"
                 )
 
+    def stored(self, strategy: str) -> bool:
+        """Does this strategy read what `teacher_cache` stores, alone or among others?"""
+        asked = [] if self.online(strategy) else self.teachers_of(strategy)
+        return bool(set(asked) - set(self.published()))
+
     def online(self, strategy: str) -> bool:
         """Does the teacher run next to this strategy's students, instead of its cache being read?"""
         chosen = self.strategies[strategy]
@@ -204,8 +225,16 @@ class Config(Section):
             return []
         given = chosen.teachers or {"weights": {FIRST: 1.0}}
         if BY in given:
-            return [FIRST, *(name for name in self.teachers if name not in self.aligned())]
+            return [FIRST, *(name for name in self.further_models() if name not in self.aligned())]
         return list(given["weights"])
+
+    def further_models(self) -> list[str]:
+        """The further teachers that are models, fine-tuned and evaluated here."""
+        return [name for name, source in self.teachers.items() if not source.logprobs]
+
+    def published(self) -> list[str]:
+        """The further teachers of which only log-probs are known, since others published them."""
+        return [name for name, source in self.teachers.items() if source.logprobs]
 
     def aligned(self) -> list[str]:
         """The teachers of another tokenizer: those whose answers are compared by spans."""

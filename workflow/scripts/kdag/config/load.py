@@ -148,7 +148,7 @@ def truncated(config: Config) -> list[str]:
         f"strategies.{name}: {strategy.divergence} asks for the teacher where the student has mass, and "
         "teacher_cache.tail renormalised has none there; take bucket, or store: hidden"
         for name, strategy in config.strategies.items()
-        if strategy.divergence != NO_DIVERGENCE and not config.online(name) and not strategy.alignment
+        if config.stored(name) and not strategy.alignment
         for asked in (divergences.load(strategy.divergence).whole_teacher,)
         if any(asked(**params) for params in both_ends(strategy.divergence_params()))
     ]
@@ -162,7 +162,7 @@ def estimated(config: Config) -> list[str]:
 
     drawn_at, lines = config.teacher_cache.sampled.temperature, []
     for name, strategy in config.strategies.items():
-        if strategy.divergence == NO_DIVERGENCE or config.online(name) or strategy.alignment:
+        if not config.stored(name) or strategy.alignment:
             continue
         linear = divergences.load(strategy.divergence).linear_in_teacher
         if not all(linear(**params) for params in both_ends(strategy.divergence_params())):

@@ -43,12 +43,12 @@ def student_ids(config) -> dict[str, tuple[str, int]]:
 
 def further_teacher_ids(config) -> dict[str, str]:
     """{model id: name} of every further teacher as it is fine-tuned."""
-    return {f"{TEACHER}-{name}": name for name in config.teachers}
+    return {f"{TEACHER}-{name}": name for name in config.further_models()}
 
 
 def untrained_teacher_ids(config) -> dict[str, str]:
     """{model id: name} of every further teacher as it was fetched."""
-    return {f"{TEACHER_UNTRAINED}-{name}": name for name in config.teachers}
+    return {f"{TEACHER_UNTRAINED}-{name}": name for name in config.further_models()}
 
 
 def model_ids(config) -> list[str]:

@@ -103,12 +103,6 @@ class Data(DataSource, Columns):
         return self
 
 
-class FurtherTeacher(ModelSource):
-    """One more large model, with the tokenizer of the first."""
-
-    training: dict = Field(default_factory=dict, description="keys of `teacher_training` that it overrides")
-
-
 class Derive(Section):
     """A student made from the teacher's own untrained network."""
 

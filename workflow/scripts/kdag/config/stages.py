@@ -58,6 +58,10 @@ def stage_params(
     match stage:
         case "fetch_teacher":
             return fetch_params(config.teacher if teacher == FIRST else config.teachers[teacher])
+        case "fetch_published":
+            return fetch_params(config.teachers[teacher]) | {"files": config.teachers[teacher].files}
+        case "cache_published":
+            return {"compressor": config.teachers[teacher].compressor}
         case "fetch_student":
             return fetch_params(config.student)
         case "fetch_dataset":

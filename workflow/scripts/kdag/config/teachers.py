@@ -1,4 +1,5 @@
-"""Which of several teachers a strategy learns from: one, a weighted mean of them, or each row from its own.
+"""The section `teachers`, and which of them a strategy learns from: one, a weighted mean of them, or each row
+from its own.
 
     teachers: math                            one of them
     teachers: {teacher: 0.3, math: 0.7}       a weighted mean of their distributions
@@ -9,14 +10,50 @@
 
 import math
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import PlainValidator, WithJsonSchema
+from pydantic import Field, PlainValidator, WithJsonSchema, model_serializer, model_validator
+
+from kdag.config.sources import ModelSource
 
 FIRST = "teacher"
 BY = "by"
 COLUMN = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # it becomes part of a file's name
 SPACES = ("probability", "log")
+
+
+class FurtherTeacher(ModelSource):
+    """One more large model, or what others have published of one: its log-probs."""
+
+    training: dict = Field(default_factory=dict, description="keys of `teacher_training` that it overrides")
+    logprobs: Literal["distillkit"] | None = Field(
+        None, description="the source holds no model but its log-probs, in this format; null: a model"
+    )
+    files: str = Field(
+        "*.parquet", description="logprobs: the files that are fetched, a pattern of names below the source"
+    )
+    compressor: dict | None = Field(
+        None,
+        description="logprobs: DistillKit's logprob_compressor; null: compression_config.yaml of the source",
+    )
+
+    @model_validator(mode="after")
+    def _log_probs_are_no_model(self):
+        if self.logprobs and self.training:
+            raise ValueError("training: of published log-probs there is nothing to train")
+        if self.logprobs and self.source == "package":
+            raise ValueError("source package does not take logprobs; take hub or path")
+        own = ("files", "compressor")
+        if extra := [k for k in own if getattr(self, k) != type(self).model_fields[k].default]:
+            if not self.logprobs:
+                raise ValueError(f"{extra[0]}: a model has none; it is of logprobs: distillkit")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _a_model_has_no_log_probs(self, dump):
+        """Without the keys of published log-probs, if it is a model."""
+        unused = () if self.logprobs else ("logprobs", "files", "compressor")
+        return {key: value for key, value in dump(self).items() if key not in unused}
 
 
 def read(value) -> dict:

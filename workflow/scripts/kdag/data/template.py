@@ -299,6 +299,11 @@ def tokens(tokenizer, text: str, *, after: str = "") -> list[int]:
     return ids
 
 
+def text_tokens(tokenizer, text: str) -> list[int]:
+    """The ids of a text that others stand before, every special token in it being text."""
+    return tokens(tokenizer, marked(text, special_tokens(tokenizer)), after=anchor(tokenizer))
+
+
 def prompt_tokens(tokenizer, chat: Chat, messages: list[dict], tools=None) -> list[int]:
     """The ids of a prompt, special tokens in what is asked being text."""
     pattern = special_tokens(tokenizer)

@@ -145,6 +145,8 @@ def cut_from_teacher(derive: dict) -> str:
 
 
 def teacher_of(source: dict, revision: str | None) -> str:
+    if source.get("logprobs"):
+        return f"its log-probs as published in {source_link(source, revision, 'datasets/')}; no model here"
     if source["source"] == SERVER:
         return f"`{source_name(source)}` behind a server ({source['api']}), asked and not trained here"
     return f"{source_link(source, revision)}, fine-tuned on the same rows"
@@ -235,6 +237,12 @@ def of_model(config, results: Path, model: str, *, licence=None, place: str = RE
             **{
                 id_: revision(stage_params(config, "fetch_teacher", teacher=name), "models")
                 for id_, name in further_teacher_ids(config).items()
+            },
+            **{
+                f"{TEACHER}-{name}": revision(
+                    stage_params(config, "fetch_published", teacher=name), "logprobs"
+                )
+                for name in config.published()
             },
             "student": student,
             "data": revision(stage_params(config, "fetch_dataset"), "datasets"),

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import yaml
 from safetensors.torch import save_file
@@ -30,6 +28,7 @@ from safetensors.torch import save_file
 from kdag.files.atomic import atomic_path
 from kdag.files.hashes import sha256_file
 from kdag.files.manifest import SUBSET, read_manifest, write_manifest
+from kdag.files.published import COLUMNS, SETTINGS, opened
 from kdag.job.errors import UserError
 from kdag.teacher import bits
 from kdag.teacher.cache import write_shard
@@ -37,8 +36,6 @@ from kdag.teacher.compressor import Compressor
 from kdag.teacher.sizes import index_bits
 from kdag.teacher.storage import FLOOR, left_over
 
-SETTINGS = "compression_config.yaml"
-COLUMNS = ("input_ids", "compressed_logprobs", "bytepacked_indices")
 SEQUENCES = "attention_mask"
 ROWS_AT_A_TIME = 16  # of a file: a packed one may have 8,192 tokens of 400 bytes
 
@@ -81,14 +78,8 @@ class Published:
     def sequences(self) -> Iterator[Sequence]:
         """Every sequence of every file, packed ones apart. UserError names a row that is none."""
         for path in self.files:
-            try:
-                file = pq.ParquetFile(path)
-            except (OSError, pa.ArrowException) as error:
-                raise UserError(f"{path}: cannot be read: {error}") from error
-            names = file.schema_arrow.names
-            if lacking := [name for name in COLUMNS if name not in names]:
-                raise UserError(f"{path}: no column {lacking[0]}; {', '.join(COLUMNS)} are needed")
-            wanted, number = [*COLUMNS, *({SEQUENCES} & set(names))], 0
+            file = opened(path)
+            wanted, number = [*COLUMNS, *({SEQUENCES} & set(file.schema_arrow.names))], 0
             for batch in file.iter_batches(ROWS_AT_A_TIME, columns=wanted):
                 for index in range(len(batch)):
                     row = {name: batch[name][index] for name in wanted}
@@ -199,12 +190,20 @@ def beginnings(ids: np.ndarray, lengths: list[int]) -> Iterator[tuple[int, bytes
 
 
 def write_published(
-    published: Published, frame, data: Path, manifest: Path, rows_per_shard: int = 512
+    published: Published,
+    frame,
+    data: Path,
+    manifest: Path,
+    *,
+    params: dict,
+    teacher: str,
+    rows_per_shard: int = 512,
 ) -> None:
     """A teacher's cache of `frame` from a published set, which training reads as any other.
 
-    frame: the encoded rows; data: the manifest that lies next to them. Held in memory until it is written:
-    6 k + 4 bytes a token. Of the head only the vocabulary is left, as nothing is multiplied with it.
+    frame: the encoded rows; data: the manifest that lies next to them; teacher: the hash of the set's
+    manifest. Held in memory until it is written: 6 k + 4 bytes a token. Of the head only the vocabulary is
+    left, as nothing is multiplied with it.
     """
     subset, folder = read_manifest(data, SUBSET), manifest.parent
     blocks: list[dict] = [None] * len(frame)
@@ -221,9 +220,9 @@ def write_published(
         save_file({"head": torch.zeros(subset["vocabulary_size"], 0)}, path)
     write_manifest(
         manifest,
-        stage="read_published",
-        params={"settings": published.settings},
-        inputs={"data": sha256_file(data)} | {file.name: sha256_file(file) for file in published.files},
+        stage="cache_published",
+        params=params,
+        inputs={"teacher": teacher, "data": sha256_file(data)},
         outputs=[folder / "train", folder / "head.safetensors"],
         row_hashes={"train": frame["row_hash"].tolist()},
         store={"train": "topk"},

@@ -22,7 +22,7 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from kdag.data.template import tokens
+from kdag.data.template import text_tokens
 from kdag.job.errors import UserError
 
 AGAIN = (408, 425, 429)  # besides 5xx
@@ -325,7 +325,7 @@ class OpenAI(Server):
         if not isinstance(said, str):
             raise RefusedError(f"{self.client.url}: an answer without a text")
         said = said.rstrip("\ufffd")  # a character that was cut in the middle of its bytes
-        ids = tokens(self.tokenizer, said)[: sampling["max_new_tokens"]]
+        ids = text_tokens(self.tokenizer, said)[: sampling["max_new_tokens"]]
         return self.ended(ids, choice.get("finish_reason"), ends)
 
     def further(self, sampling: dict) -> dict:
