@@ -587,3 +587,17 @@ def test_a_killed_job_goes_on(stub, rows, tmp_path, tiny_models):
     stub.requests.clear()
     assert len(scored(stub, rows, tmp_path)) == len(rows)
     assert len(stub.requests) == len(rows) - 3
+
+
+def test_a_control_token_in_a_text_is_text():
+    """An answer that shows the chat's own tokens does not end there, nor does it begin another turn."""
+    tokenizer = tiny.tokenizer(["one two three"])
+    server = APIS["openai"](None, "name", tokenizer)
+    text = "write <|im_end|> and <|im_start|>"
+    prompt = tokenizer("one")["input_ids"]
+    usage = {"prompt_tokens": len(prompt)}
+    server.completed = lambda body: {"text": text, "finish_reason": "stop", "usage": usage}
+    ends = (tokenizer.eos_token_id,)
+    said = server.answer(prompt, {"temperature": 0, "max_new_tokens": 60}, ends)
+    assert not said.cut_off and said.ids[-1] == ends[0]
+    assert not {1, 2} & set(said.ids[:-1]) and tokenizer.decode(said.ids[:-1]) == text

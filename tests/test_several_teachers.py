@@ -271,3 +271,11 @@ def test_a_row_that_names_no_teacher_is_refused(run):
         "the column 'who' names no teacher in 1 training rows: row 4 has 'nobody'"
         in failed.stdout + failed.stderr
     )
+
+
+def test_why_says_nothing_of_a_pull_that_it_does_not_know(run):
+    """The states it has are the first teacher's."""
+    said = run.script("why", "--config", "config.yaml").stdout.splitlines()
+    known = {line.split()[0]: line.split()[4:] for line in said if line[:1].isalpha()}
+    assert known["alone"] == known["published"] == known["mixed"] == known["across"] == ["-"] * 4
+    assert "-" not in known["first"]

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 
 from kdag.config import precision, yaml_file
-from kdag.config.kinds import NO_DIVERGENCE, STUDENT
+from kdag.config.kinds import STUDENT
 from kdag.config.roster import SFT, STUDENT_UNTRAINED, TEACHER, behind_server, home_of
 from kdag.config.schedules import numbers
 from kdag.config.stages import source_name, stage_params
@@ -54,7 +54,8 @@ def rows_of(folder: Path, start: Path) -> why.Rows:
 
 
 def pulls(config, results: Path, start: Path) -> dict[str, why.Pull]:
-    """{strategy: Pull} of those with a divergence, from the untrained student's states and the teacher's."""
+    """{strategy: Pull} of those with a divergence from the first teacher alone, from the untrained student's
+    states and the teacher's."""
     import numpy as np
     import torch
 
@@ -103,8 +104,8 @@ def pulls(config, results: Path, start: Path) -> dict[str, why.Pull]:
     ce = gradient(divergence=None, divergence_params={}, kl_weight=0.0, temperature=1.0)
     at_1, made = entropy(1.0), {}
     for name, chosen in config.strategies.items():
-        if chosen.divergence == NO_DIVERGENCE or chosen.alignment:
-            continue
+        if chosen.alignment or config.teachers_of(name) != [FIRST]:
+            continue  # what is known here is of the first teacher, token by token
         own = config.distillation_of(name)
         start_of = {key: numbers(value)[0] for key, value in chosen.divergence_params().items()}
         temperature, share = numbers(own.temperature)[0], numbers(own.kl_loss_weight)[0]

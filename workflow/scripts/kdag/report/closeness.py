@@ -27,9 +27,11 @@ POWER = 0.8
 
 @dataclass(frozen=True)
 class Question:
-    """What is compared on the held-out rows, and how it is said. measure: its key in a fidelity.json."""
+    """What is compared on the held-out rows, and how it is said. measure: its key in a fidelity.json; axis:
+    of a picture."""
 
     measure: str
+    axis: str
     asks: str
     first: str
     order: str
@@ -40,6 +42,7 @@ class Question:
 
 KL = Question(
     "forward_kl",
+    "held-out forward KL to the teacher, nats",
     "Which student is closest to its teacher?",
     "is closer to the teacher than",
     "From the closest to the furthest, in nats",
@@ -49,6 +52,7 @@ KL = Question(
 )
 LIKELIHOOD = Question(
     "nats_per_byte",
+    "negative log-likelihood of the held-out answers, nats per byte",
     "Which student holds the held-out answers likeliest?",
     "holds the held-out answers likelier than",
     "From the likeliest to the least likely, in nats per byte",

@@ -132,11 +132,8 @@ def render(
         for key, axis in sampled.items()
         if any(key in step for log in logs.values() for step in log)
     }
-    near = {
-        "forward_kl": "held-out forward KL to the teacher, nats",
-        "nats_per_byte": "negative log-likelihood of the held-out answers, nats per byte",
-    }
-    measure = closeness_of.asked(fidelity).measure
+    question = closeness_of.asked(fidelity)
+    close = {model: fidelity[model][question.measure] for model in order if model in fidelity}
     plots = {
         "forest": figures.forest(
             [labels[m] for m in order],
@@ -147,8 +144,8 @@ def render(
         "divergence": figures.curves(logs, "divergence", "divergence, nats per token"),
         "fidelity": fidelity
         and figures.scatter(
-            {labels[m]: (fidelity[m][measure], main.loc[m, "accuracy"]) for m in order if m in fidelity},
-            near[measure],
+            {labels[m]: (value, main.loc[m, "accuracy"]) for m, value in close.items()},
+            question.axis,
             tested,
         ),
     }
@@ -165,7 +162,7 @@ def render(
         heat=heat_map(rows, scores),
         samples=side_by_side(rows, scores, samples),
         fidelity=fidelity,
-        measure=measure,
+        measure=question.measure,
         labels=labels,
         further=further(rows, tasks, dict),
         answers={model: scores[model]["answers"] for model in order},
