@@ -13,7 +13,7 @@ import yaml
 from conftest import Project
 
 from kdag.config.load import load_config
-from kdag.config.stages import stage_params
+from kdag.config.stages import canonical, stage_params
 from kdag.data.aligned_rows import ALIGNED, Speaker, Tally, aligned, reasons
 from kdag.data.formats import Conversation
 from kdag.data.template import encode
@@ -48,6 +48,7 @@ def configured(tmp_path, strategies, **changed):
 
 
 ONE = {"alignment": "uld"}
+OWN = {"teacher": {"source": "package", "package": "p", "file": "f", "tokenizer": "own"}}
 
 
 @pytest.mark.parametrize(
@@ -66,12 +67,14 @@ ONE = {"alignment": "uld"}
         ({"a": {"alignment": "uld", "online": True}}, {}, "is read from its cache"),
         ({"a": {"alignment": "uld", "teachers": {"teacher": 0.5, "other": 0.5}}}, {}, "there is one teacher"),
         ({"a": {"divergence": None}}, {}, "divergence: a name is needed"),
-        ({"a": ONE, "b": {"divergence": "fkl"}}, {}, "strategies.b: 'teacher' is compared across tokenizers"),
+        ({"a": ONE, "b": {"divergence": "fkl"}}, {}, "strategies.b: 'teacher' has another tokenizer"),
         (
             {"a": ONE, "b": {"divergence": "fkl", "answers": "teacher"}},
             {},
-            "strategies.b: 'teacher' is compared across tokenizers",
+            "strategies.b: 'teacher' has another tokenizer",
         ),
+        ({"a": {"divergence": "fkl"}}, OWN, "'teacher' has another tokenizer, as teacher.tokenizer says"),
+        ({"a": {"method": "gkd"}}, OWN, "'teacher' has another tokenizer"),
         ({"a": ONE}, {"teacher_cache": {"store": "topk"}}, "alignment needs hidden"),
         ({"a": ONE}, {"chat": {"template": "teacher"}}, "it has a template of its own"),
         ({"a": ONE, "b": ONE}, {}, "'a' and 'b' are the same training"),
@@ -95,6 +98,12 @@ def test_an_alignment_fills_in_its_keys(tmp_path):
     }
     assert not jobs["u"]["temperature_squared"] and jobs["g"]["temperature_squared"]
     assert not any(config.online(name) for name in "ugs") and config.aligned() == ["teacher"]
+
+
+def test_a_teacher_of_another_tokenizer_may_answer_alone(tmp_path):
+    config = configured(tmp_path, {"s": {"method": "seqkd"}}, **OWN)
+    assert config.aligned() == ["teacher"] and canonical(config)["teacher"]["tokenizer"] == "own"
+    assert "tokenizer" not in canonical(configured(tmp_path, {"f": {"divergence": "fkl"}}))["teacher"]
 
 
 def test_a_pair_with_one_tokenizer_is_told_nothing_of_it(tmp_path):

@@ -161,16 +161,16 @@ class Config(Section):
         for strategy, chosen in self.strategies.items():
             asked = [] if chosen.alignment else self.teachers_of(strategy)
             if both := [name for name in asked if name in aligned]:
-                other = next(name for name, each in self.strategies.items() if each.alignment)
+                others = (f"strategies.{name}" for name, each in self.strategies.items() if each.alignment)
                 raise ValueError(
-                    f"strategies.{strategy}: {both[0]!r} is compared across tokenizers, as in "
-                    f"strategies.{other}, and this needs one tokenizer; take alignment here too, or another "
-                    "teacher (teachers)"
+                    f"strategies.{strategy}: {both[0]!r} has another tokenizer, as "
+                    f"{next(others, 'teacher.tokenizer')} says, and this needs one tokenizer; take alignment "
+                    "here too, method: seqkd, or another teacher (teachers)"
                 )
         if not aligned:
             return
         if self.teacher.source == SERVER:
-            raise ValueError("alignment: a teacher behind a server has the student's tokenizer")
+            raise ValueError("teacher.tokenizer: a teacher behind a server has the student's")
         if self.teacher_cache.store != "hidden":
             raise ValueError(
                 f"teacher_cache.store: alignment needs hidden (got {self.teacher_cache.store!r})"
@@ -237,8 +237,9 @@ class Config(Section):
         return [name for name, source in self.teachers.items() if source.logprobs]
 
     def aligned(self) -> list[str]:
-        """The teachers of another tokenizer: those whose answers are compared by spans."""
+        """The teachers of another tokenizer: those whose answers are compared by spans, or only read."""
         named = [self.teachers_of(name)[0] for name, chosen in self.strategies.items() if chosen.alignment]
+        named += [FIRST] if self.teacher.tokenizer == "own" else []
         return [name for name in (FIRST, *self.teachers) if name in named]
 
     def several_teachers(self, strategy: str) -> dict | None:

@@ -30,6 +30,10 @@ class Teacher(ModelSource):
     online: bool = Field(
         False, description="run the teacher next to every student instead of reading its cache"
     )
+    tokenizer: Literal["student", "own"] = Field(
+        "student",
+        description="own: another than the student's; a strategy with alignment to this teacher says so too",
+    )
     api: Literal["vllm", "sglang", "llamacpp", "openai"] = Field(
         "vllm", description="server: what it speaks; llamacpp, openai (/v1/completions of any): text only"
     )
@@ -78,8 +82,9 @@ class Teacher(ModelSource):
 
     @model_serializer(mode="wrap")
     def _a_server_s_keys_are_a_server_s(self, dump):
-        """Without the keys that only a server has, if there is none."""
+        """Without the keys that only a server has, if there is none, and without the usual tokenizer."""
         unused = () if self.source == SERVER else (*ASKED, *REACHED)
+        unused += ("tokenizer",) if self.tokenizer == "student" else ()
         return {key: value for key, value in dump(self).items() if key not in unused}
 
     def asked(self) -> dict:

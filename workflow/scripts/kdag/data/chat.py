@@ -112,7 +112,8 @@ def check_vocabulary(teacher, student, who: str = "teacher") -> None:
             f"{who} and student have different vocabularies ({len(teacher)} and {len(student)} "
             f"tokens; {len(differing)} entries differ, such as {sorted(differing)[:3]}): a divergence over "
             "the vocabulary compares them token by token, so it needs one tokenizer for both; strategies "
-            "with alignment (uld, gold, span-likelihood) compare what the tokens say instead"
+            "with alignment (uld, gold, span-likelihood) compare what the tokens say instead, and with "
+            "teacher.tokenizer: own method: seqkd learns the teacher's text"
         )
 
 
