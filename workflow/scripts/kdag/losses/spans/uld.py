@@ -16,12 +16,15 @@ DISTRIBUTIONS = True
 
 def value(student_logp, teacher_logp):
     """[K]; student_logp [K, V_s], teacher_logp [K, V_t]."""
-    student, teacher = (
-        logp.exp().sort(dim=-1, descending=True).values for logp in (student_logp, teacher_logp)
-    )
-    common = min(student.shape[-1], teacher.shape[-1])
-    distance = (student[..., :common] - teacher[..., :common]).abs().sum(-1)
-    return distance + student[..., common:].sum(-1) + teacher[..., common:].sum(-1)
+    sides = [logp.exp() for logp in (student_logp, teacher_logp)]
+    common = min(side.shape[-1] for side in sides)
+    # Of the longer one the rest need not be sorted, as it is compared with zeros.
+    student, teacher = (side.topk(common, dim=-1).values for side in sides)
+    distance = (student - teacher).abs().sum(-1)
+    for side, first in zip(sides, (student, teacher), strict=True):
+        if side.shape[-1] > common:
+            distance = distance + side.sum(-1) - first.sum(-1)
+    return distance
 
 
 def by_position(students: int, teachers: int) -> torch.Tensor:
