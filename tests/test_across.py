@@ -75,6 +75,7 @@ OWN = {"teacher": {"source": "package", "package": "p", "file": "f", "tokenizer"
         ),
         ({"a": {"divergence": "fkl"}}, OWN, "'teacher' has another tokenizer, as teacher.tokenizer says"),
         ({"a": {"method": "gkd"}}, OWN, "'teacher' has another tokenizer"),
+        ({"a": ONE}, {"student": {"derive": {"from": "teacher", "keep_layers": 2}}}, "has its tokenizer"),
         ({"a": ONE}, {"teacher_cache": {"store": "topk"}}, "alignment needs hidden"),
         ({"a": ONE}, {"chat": {"template": "teacher"}}, "it has a template of its own"),
         ({"a": ONE, "b": ONE}, {}, "'a' and 'b' are the same training"),

@@ -407,7 +407,8 @@ def test_rows_of_a_teacher_that_is_not_trained_here(raw):
         ({"logprobs": False}, "strategies.fkl.divergence: fkl needs the teacher's log-probabilities"),
         ({"url": "http://me:word@host/v1"}, "url: http://host:port/v1 is needed, without a password"),
         ({"url": "localhost:8000"}, "url: http://host:port/v1 is needed"),
-        ({"key": "sk-123"}, "teacher.key: String should match pattern"),
+        ({"key": "sk-123"}, "key: the name of an environment variable is needed, in capitals, not the key"),
+        ({"key": "sk_abc123"}, "key: the name of an environment variable is needed"),
         ({"source": "path", "id": None, "path": "teacher"}, "source path does not take logprobs"),
     ],
 )
@@ -425,6 +426,8 @@ def test_what_a_server_cannot_be_is_refused(raw, tmp_path, monkeypatch, change, 
         ("strategies", {"opd": {"answers": "student", "divergence": "rkl"}}, "a live teacher is needed"),
         ("teacher_cache", {"store": "hidden"}, "teacher_cache.store: a server gives log-probabilities"),
         ("teacher_cache", {"store": "topk", "shards": 2}, "teacher_cache.shards: one job asks"),
+        ("chat", {"template": "teacher"}, "chat.template: teacher: a server does not say"),
+        ("strategies", {"u": {"alignment": "uld"}}, "strategies.u.alignment: a teacher behind a server has"),
     ],
 )
 def test_what_needs_the_teacher_itself_is_refused(raw, key, value, message):

@@ -144,12 +144,22 @@ def raw(tmp_path, **strategies):
         ({"divergence": "none", "teachers": "other"}, "without a divergence no teacher is asked"),
         ({"divergence": "fkl", "answers": "teacher", "teachers": "other"}, "are those of the first"),
         ({"divergence": "fkl", "answers": "student", "teachers": {"by": "who"}}, "read from caches"),
+        ({"divergence": "fkl", "teachers": {"by": "who"}, "online": True}, "read from caches"),
         ({"divergence": "fkl", "teachers": {"by": "../who"}}, "one column of the data"),
+        ({"divergence": "fkl", "teachers": {"by": "whoever"}}, "the data has no column 'whoever'"),
+        ({"divergence": "fkl", "teachers": "other", "mixture": "log"}, "log is of several teachers"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_runs(tmp_path, strategy, said):
     with pytest.raises(UserError, match=said):
         load_config(raw(tmp_path, mine=strategy))
+
+
+def test_a_live_first_teacher_routes_no_rows(tmp_path):
+    settings = raw(tmp_path, mine={"divergence": "fkl", "teachers": {"by": "instruction"}})
+    settings["teacher"]["online"] = True
+    with pytest.raises(UserError, match="by a column they are read from caches; take online: false"):
+        load_config(settings)
 
 
 def test_samples_of_teachers_are_not_mixed(tmp_path):

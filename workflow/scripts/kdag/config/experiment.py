@@ -28,6 +28,7 @@ from kdag.config.strategies import Strategy
 from kdag.config.teacher import SERVER, Teacher
 from kdag.config.teachers import BY, FIRST, FurtherTeacher
 from kdag.config.training import Distillation, TeacherCache, TeacherTraining
+from kdag.files import readers
 
 LONGEST_NAME = 100  # characters; a file's name may have 255, and further words are put to these
 
@@ -111,6 +112,11 @@ class Config(Section):
                 f"teacher_cache.store: a server gives log-probabilities and no states; take topk "
                 f"(got {self.teacher_cache.store!r})"
             )
+        if self.chat.template == "teacher":
+            raise ValueError(
+                "chat.template: teacher: a server does not say what its template is; it is asked in the "
+                "student's, or take a file"
+            )
         if self.teacher_cache.shards > 1:
             raise ValueError("teacher_cache.shards: one job asks a server; teacher.parallel says how much")
         if self.teacher.api == "openai" and self.evaluation.repetition_penalty != 1:
@@ -135,6 +141,15 @@ class Config(Section):
                 lines = "; ".join(error_lines(error, TeacherTraining))
                 raise ValueError(f"teachers.{name}.training: {lines}") from error
         for strategy, chosen in self.strategies.items():
+            if BY in (chosen.teachers or {}) and self.online(strategy):
+                raise ValueError(
+                    f"strategies.{strategy}.teachers: by a column they are read from caches; take online: "
+                    "false there, and answers of the data set"
+                )
+            column = (chosen.teachers or {}).get(BY)
+            rows = readers.first_rows(self.data.path) if column and self.data.source == "path" else []
+            if rows and not any(column in row for row in rows):
+                raise ValueError(f"strategies.{strategy}.teachers: the data has no column {column!r}")
             named = (chosen.teachers or {}).get("weights", {})
             if unknown := [name for name in named if name not in (FIRST, *self.teachers)]:
                 hint = suggestion(unknown[0], (FIRST, *self.teachers))
@@ -164,13 +179,22 @@ class Config(Section):
                 others = (f"strategies.{name}" for name, each in self.strategies.items() if each.alignment)
                 raise ValueError(
                     f"strategies.{strategy}: {both[0]!r} has another tokenizer, as "
-                    f"{next(others, 'teacher.tokenizer')} says, and this needs one tokenizer; take alignment "
-                    "here too, method: seqkd, or another teacher (teachers)"
+                    f"{next(others, 'teacher.tokenizer')} says, and this needs one tokenizer; take "
+                    f"{'' if TEACHER in chosen.answers else 'alignment here too, '}method: seqkd, or another "
+                    "teacher (teachers)"
                 )
         if not aligned:
             return
         if self.teacher.source == SERVER:
-            raise ValueError("teacher.tokenizer: a teacher behind a server has the student's")
+            keys = (
+                f"strategies.{name}.alignment" for name in self.strategies if self.strategies[name].alignment
+            )
+            raise ValueError(
+                f"{next(keys, 'teacher.tokenizer')}: a teacher behind a server has the student's tokenizer; "
+                "leave it out"
+            )
+        if self.student.derive and FIRST in aligned:
+            raise ValueError("student.derive: a student that is cut from the teacher has its tokenizer")
         if self.teacher_cache.store != "hidden":
             raise ValueError(
                 f"teacher_cache.store: alignment needs hidden (got {self.teacher_cache.store!r})"

@@ -79,10 +79,10 @@ def with_parameters(strategy):
     own = [key for key in strategy if key not in keys]
     both = {**known[name], **known[strategy.get("student_divergence") or NO_DIVERGENCE]}
     if unknown := [key for key in own if key not in both]:
-        allowed = [*both, *keys]
+        named = strategy.get("alignment") or name
         raise ValueError(
-            f": `{unknown[0]}` is neither a parameter of {name} nor a key of distillation"
-            f"{suggestion(str(unknown[0]), allowed)}"
+            f": `{unknown[0]}` is neither a parameter of {named} nor a key of distillation"
+            f"{suggestion(str(unknown[0]), [*both, *keys])}"
         )
     try:
         for used in dict.fromkeys([strategy.get("student_divergence") or name, name]):

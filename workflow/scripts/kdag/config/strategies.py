@@ -14,7 +14,7 @@ from kdag.config.kinds import DATASET, NO_DIVERGENCE, SOURCES, STUDENT, TEACHER
 from kdag.config.sampling import Sampling
 from kdag.config.schedules import OVER, is_schedule, numbers, read
 from kdag.config.section import Section
-from kdag.config.teachers import BY, Teachers
+from kdag.config.teachers import Teachers
 from kdag.config.training import Distillation
 
 
@@ -117,14 +117,14 @@ class Strategy(Section):
             raise ValueError(f"student_divergence: {own} needs answers of the student, and a divergence")
         if self.pairs and (STUDENT not in self.answers or list(self.answers.values()) != [0.5, 0.5]):
             raise ValueError("pairs: the student's answers and one other kind are needed, a half of each")
+        if self.teachers and TEACHER in self.answers:
+            raise ValueError(
+                "teachers: answers: teacher are those of the first (the section `teacher`); no other is asked"
+            )
         if self.teachers and self.divergence == NO_DIVERGENCE:
             raise ValueError("teachers: without a divergence no teacher is asked")
-        if self.teachers and TEACHER in self.answers:
-            raise ValueError("teachers: answers: teacher are those of the first; no other can be chosen")
-        if self.teachers and BY in self.teachers and (STUDENT in self.answers or self.online):
-            raise ValueError(
-                "teachers: by a column they are read from caches; the student's answers have none"
-            )
+        if self.mixture != "probability" and len((self.teachers or {}).get("weights", ())) < 2:
+            raise ValueError(f"mixture: {self.mixture} is of several teachers with weights (teachers)")
         return self
 
     def divergence_params(self) -> dict:

@@ -12,6 +12,7 @@ SERVER = "server"
 # it is asked.
 REACHED = ("url", "key", "timeout", "retries", "parallel")
 ASKED = ("api", "logprobs")
+VARIABLE = r"^[A-Z_][A-Z0-9_]*$"  # capitals, as variables have and keys have not
 TEXT_ONLY = ("llamacpp", "openai")
 
 
@@ -43,7 +44,7 @@ class Teacher(ModelSource):
     url: str = Field("http://localhost:8000/v1", description="server: where it is, up to /v1")
     key: str | None = Field(
         None,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        json_schema_extra={"pattern": VARIABLE},
         description="server: the environment variable that holds its API key, as OPENAI_API_KEY; null: none",
     )
     timeout: int = Field(600, gt=0, description="server: seconds that one answer may take")
@@ -69,6 +70,8 @@ class Teacher(ModelSource):
             if own:
                 raise ValueError(f"source {self.source} does not take {own[0]}")
             return self
+        if self.key and not re.fullmatch(VARIABLE, self.key):  # whose value is not told: it may be the key
+            raise ValueError("key: the name of an environment variable is needed, in capitals, not the key")
         if not re.fullmatch(r"https?://[^\s@{}?#]+", self.url):
             raise ValueError("url: http://host:port/v1 is needed, without a password, braces, ? or #")
         if self.online:

@@ -145,10 +145,10 @@ def cut_from_teacher(derive: dict) -> str:
 
 
 def teacher_of(source: dict, revision: str | None) -> str:
-    if source.get("logprobs"):
-        return f"its log-probs as published in {source_link(source, revision, 'datasets/')}; no model here"
     if source["source"] == SERVER:
         return f"`{source_name(source)}` behind a server ({source['api']}), asked and not trained here"
+    if source.get("logprobs"):
+        return f"its log-probs as published in {source_link(source, revision, 'datasets/')}; no model here"
     return f"{source_link(source, revision)}, fine-tuned on the same rows"
 
 

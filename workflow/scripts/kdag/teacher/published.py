@@ -64,7 +64,9 @@ class Published:
             self.vocabulary = int(settings.pop("d"))
             self.compressor = Compressor(**settings)
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{folder}: no settings of a logprob_compressor: {error}") from error
+            lacking = isinstance(error, KeyError)
+            why = "d, the size of the teacher's vocabulary, is missing" if lacking else error
+            raise UserError(f"{folder}: no settings of a logprob_compressor: {why}") from error
 
     def own_settings(self) -> dict:
         path = self.folder / SETTINGS
