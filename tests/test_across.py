@@ -11,11 +11,17 @@ import tiny
 import torch
 import yaml
 from conftest import Project
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
+from kdag.config.chat import Chat as Settings
 from kdag.config.load import load_config
 from kdag.config.stages import canonical, stage_params
+from kdag.data import chat as chats
 from kdag.data.aligned_rows import ALIGNED, Speaker, Tally, aligned, reasons
+from kdag.data.alignment import common_tokens, learned_runs, spelling, widths
 from kdag.data.formats import Conversation
+from kdag.data.rows import EncodedRows, prompts
 from kdag.data.template import encode
 from kdag.files.hashes import sha256_json
 from kdag.files.manifest import hash_files
@@ -25,7 +31,7 @@ from kdag.models.decoding import Answer
 from kdag.models.load import load_tokenizer
 from kdag.report import closeness
 from kdag.teacher.aligned import AlignedTeacher
-from kdag.teacher.answering import sampled, spoken
+from kdag.teacher.answering import encoded, sampled, spoken
 from kdag.training.batches import NOTHING, Rows, collate, nothing_to_learn, some, split_by_tokens
 from kdag.training.schedule import Objective
 
@@ -331,16 +337,162 @@ def test_the_teacher_s_own_answers_are_learned_in_the_student_s_tokens(run):
 
 def test_an_answer_is_spoken_by_the_student():
     """Control tokens in it are text; what was cut off has no end; no more tokens than are wanted."""
-    student, _ = speakers()
+    student, teacher = speakers()
     tokenizer, end = student.tokenizer, student.chat.end_ids[0]
     whole, cut = Answer([5, 6, 7], False, 0.0), Answer([5, 6], True, 0.0)
     special = tokenizer.convert_ids_to_tokens(end)
-    texts = [f"one {special} two", "one two\ufffd", "one two three four five six"]
-    first, second, third = spoken(tokenizer, student.chat, [whole, cut, whole], texts, most=30)
+    answers, texts = (
+        [whole, cut, whole],
+        [f"one {special} two", "one two\ufffd", "one two three four five six"],
+    )
+    said = spoken(student, teacher, answers, texts)
+    assert said == [texts[0], "one two", texts[2]]
+    first, second, third = encoded(student, answers, said, most=30)
     assert first[-1] == end and end not in first[:-1]
     assert tokenizer.decode(first[:-1]) == texts[0]
     assert tokenizer.decode(second) == "one two" and end not in second
-    assert spoken(tokenizer, student.chat, [whole], texts[2:], most=4) == [third[:4]] and end not in third[:4]
+    assert encoded(student, [whole], said[2:], most=4) == [third[:4]] and end not in third[:4]
+
+
+BLANK_BEFORE = (
+    "{%- for m in messages %}{%- if m.role == 'user' %}{{- '[INST] ' + m.content + ' [/INST]' }}"
+    "{%- else %}{{- ' ' + m.content|trim + eos_token }}{%- endif %}{%- endfor %}"
+)
+
+
+def test_white_space_that_a_template_writes_is_not_the_answer_s():
+    """Mistral's template: every answer begins with a blank, and ends without what is blank at its end."""
+    student, teacher = speakers()
+    teacher.tokenizer.chat_template = BLANK_BEFORE
+    teacher = Speaker(teacher.tokenizer, tiny.chat_of(teacher.tokenizer))
+    rows, tally = made(student, teacher, ["The river falls over 201 stones.", "A stone. "])
+    assert tally.unaligned == [] and tally.spans > 4
+    for row, core in zip(rows, ("The river falls over 201 stones.", "A stone."), strict=True):
+        for side in ("student_widths", "teacher_widths"):
+            assert sum(max(width, 0) for width in row[side]) == len(core)
+        spans = np.array(row["spans"]).reshape(-1, 4)
+        taken = np.maximum(row["student_widths"], 0), np.maximum(row["teacher_widths"], 0)
+        for s0, s1, t0, t1 in spans:
+            assert taken[0][s0:s1].sum() == taken[1][t0:t1].sum()
+    assert spoken(student, teacher, [Answer([5, 2], False, 0.0)], [" A stone."]) == ["A stone."]
+    assert spoken(teacher, student, [Answer([5, 2], False, 0.0)], ["A stone."]) == [" A stone."]
+
+
+def test_the_end_of_an_answer_is_the_template_s():
+    """And not the lowest of the tokens that may end one, as <|endoftext|> of generation_config.json."""
+    student, teacher = speakers()
+    tokenizer, own = student.tokenizer, student.tokenizer.eos_token_id
+    chat = chats.settle(Settings(), tokenizer, tokenizer, {0, own})
+    assert chat.end_ids == (0, own) and chats.answer_end(tokenizer, chat) == own
+    (said,) = encoded(Speaker(tokenizer, chat), [Answer([5, own], False, 0.0)], ["The river."], 50)
+    assert said[-1] == own
+    table = common_tokens(spelling(tokenizer), spelling(teacher.tokenizer), (own, 2))
+    assert (own, 2) in set(zip(*map(list, table), strict=True))
+
+
+def test_runs_of_blanks_that_are_added_tokens_spell_blanks():
+    """As in Gemma's vocabulary, where they are added tokens, written as its pieces are."""
+    _, teacher = speakers()
+    state = json.loads(teacher.tokenizer.backend_tokenizer.to_str())
+    vocab = state["model"]["vocab"]
+    known = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    for number, piece in enumerate(("\u2581\u2581", "\u2581\u2581\u2581\u2581"), start=len(vocab)):
+        vocab[piece] = number
+        state["added_tokens"].append({"id": number, "content": piece, **known})
+    blanks = [["\u2581", "\u2581"], ["\u2581\u2581", "\u2581\u2581"]]
+    state["model"]["merges"] = blanks + state["model"]["merges"]
+    state["normalizer"] = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    gemma = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="</s>")
+    for text in ("the river:\n    stone", "a  b"):
+        ids = gemma(text, add_special_tokens=False)["input_ids"]
+        assert max(ids) >= len(vocab) - 2, "a run of blanks is one token"
+        assert widths(spelling(gemma), ids, text).sum() == len(text)
+
+
+TWO_TURNS = Conversation(
+    [
+        {"role": "user", "content": "Question one"},
+        {"role": "assistant", "content": "Answer one"},
+        {"role": "user", "content": "Question two"},
+        {"role": "assistant", "content": "Answer two"},
+    ],
+    learned=[1, 3],
+)
+# Qwen3's: an empty block of reasoning before the last answer alone, so that each turn is a row of its own.
+EMPTY_THOUGHT = (
+    "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' }}"
+    "{%- if m.role == 'assistant' and loop.last %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}"
+    "{{- m.content + '<|im_end|>\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n<think>\n\n</think>\n\n' }}{%- endif %}"
+)
+
+
+def rows_of(student: Speaker, found: Conversation) -> list[dict]:
+    return [
+        {"row": 0, "row_hash": sha256_json([ids, mask]), "input_ids": ids, "response_mask": mask}
+        | {"prompt": found.prompt, "response": found.response}
+        for ids, mask in encode(student.tokenizer, student.chat, found)
+    ]
+
+
+def byte_level_teacher() -> Speaker:
+    corpus = [text for row in tiny.rows(200, seed=1) for text in row.values()]
+    tokenizer = tiny.tokenizer(corpus, 320)
+    return Speaker(tokenizer, tiny.chat_of(tokenizer))
+
+
+def test_each_row_of_a_conversation_is_put_to_the_teacher_as_itself():
+    """A template that makes a row of each turn: the teacher is asked the question of that row."""
+    corpus = [text for row in tiny.rows(200, seed=1) for text in row.values()]
+    tokenizer, teacher = tiny.tokenizer(corpus), byte_level_teacher()
+    tokenizer.chat_template = EMPTY_THOUGHT
+    student, tally = Speaker(tokenizer, chats.settle(Settings(), tokenizer, tokenizer, {2})), Tally()
+    ours = rows_of(student, TWO_TURNS)
+    assert len(ours) == 2
+    theirs = list(aligned(iter([(row, TWO_TURNS) for row in ours]), student, teacher, tally))
+    assert tally.unaligned == [] and all(len(row["spans"]) for row in theirs)
+    asked = prompts(EncodedRows.of(*([row[key] for row in theirs] for key in ("input_ids", "response_mask"))))
+    for prompt, question in zip(asked, ("one", "two"), strict=True):
+        assert teacher.tokenizer.decode(prompt).rstrip().endswith("<|im_start|>assistant")
+        assert f"Question {question}<|im_end|>" in teacher.tokenizer.decode(prompt)[-60:]
+
+
+def test_a_row_that_lost_its_last_turn_is_put_to_the_teacher_as_it_is():
+    student, teacher, tally = speakers()[0], byte_level_teacher(), Tally()
+    (row,) = rows_of(student, TWO_TURNS)
+    size = row["input_ids"].index(student.chat.end_ids[0], row["response_mask"].index(1)) + 1
+    cut = row | {key: row[key][:size] for key in ("input_ids", "response_mask")}
+    (theirs,) = aligned(iter([(cut, TWO_TURNS)]), student, teacher, tally)
+    assert tally.unaligned == [] and "Question two" not in teacher.tokenizer.decode(theirs["input_ids"])
+
+
+def test_of_several_turns_a_teacher_may_know_the_last_alone():
+    """SentencePiece's blank before each text: what it is asked is not what stood in its row before."""
+    student, teacher = speakers()
+    tally, (row,) = Tally(), rows_of(student, TWO_TURNS)
+    assert len(encode(teacher.tokenizer, teacher.chat, TWO_TURNS)) == 2
+    (theirs,) = aligned(iter([(row, TWO_TURNS)]), student, teacher, tally)
+    spans = np.array(theirs["spans"]).reshape(-1, 4)
+    assert tally.unaligned == [] and len(spans) > 1
+    assert (
+        spans[0, 0]
+        == sum(row["response_mask"]) - len(learned_runs(row["input_ids"], row["response_mask"])[-1])
+        > 0
+    )
+    assert spans[-1, 1] == sum(row["response_mask"]) and spans[0, 2] == 0
+
+
+def test_an_end_that_is_no_special_token_says_nothing():
+    student, teacher = speakers()
+    state = json.loads(student.tokenizer.backend_tokenizer.to_str())
+    for token in state["added_tokens"]:
+        token["special"] = token["content"] != "<|im_end|>" and token["special"]
+    plain = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="<|im_end|>"
+    )
+    plain.chat_template = student.tokenizer.chat_template
+    rows, tally = made(Speaker(plain, student.chat), teacher, ["The river falls.", "A stone."])
+    assert tally.unaligned == [] and all(row["student_widths"][-1] == -1 for row in rows)
 
 
 def test_a_row_that_the_teacher_cannot_read_has_no_answer(run, tmp_path):

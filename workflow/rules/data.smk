@@ -276,7 +276,7 @@ for name in ALIGNED:
         conda:
             "../../envs/train.yaml"
         params:
-            config=params("align_rows"),
+            config=canonical_json(stage_params(CONFIG, "align_rows", teacher=name)),
         shell:
             "python {input.code[0]:q} --config {params.config:q} --rows {input.rows:q} --chat {input.chat:q}"
             " --train {input.train:q} --heldout {input.heldout:q}"

@@ -59,8 +59,8 @@ def main(args):
     folder = args.output.parent
     write_json(folder / "chat.json", asdict(own))
     spelt = [spelling(side.tokenizer) for side in (student, teacher)]
-    ends = student.chat.end_ids[0], own.end_ids[0]
-    common = common_tokens(*spelt, ends)
+    ends = (chats.answer_end(side.tokenizer, side.chat) for side in (student, teacher))
+    common = common_tokens(*spelt, tuple(ends))
     with atomic_path(folder / "common.parquet") as partial:
         pq.write_table(pa.table(dict(zip(("student", "teacher"), common, strict=True))), partial)
     tallies = {}
@@ -71,7 +71,8 @@ def main(args):
         write(
             target, aligned(told(source, args.rows, settings, student.chat), student, teacher, tallies[part])
         )
-    refuse_unaligned(tallies["train"])
+    if not args.config.get("text"):
+        refuse_unaligned(tallies["train"])
     report = {part: tally.report() for part, tally in tallies.items()}
     unaligned = {part: tally.unaligned for part, tally in tallies.items()}
     for part, tally in tallies.items():

@@ -40,10 +40,11 @@ def main(args):
     dtype = precision.settle(args.config["dtype"], "teacher_cache.dtype")
     chat, data = read_chat(args.chat), read_manifest(args.train.parent / "manifest.json", SUBSET)
 
+    from kdag.data.aligned_rows import Speaker
     from kdag.data.rows import prompts, read_rows
     from kdag.models import decoding, load
     from kdag.models.files import positions_of
-    from kdag.teacher.answering import report, sampled, spoken
+    from kdag.teacher.answering import encoded, report, sampled, spoken
     from kdag.teacher.rows import write_rows
 
     given = prompts(read_rows(args.train))
@@ -56,7 +57,9 @@ def main(args):
     )
     said = [answer.tokens for answer in answers]
     if student:
-        said = spoken(load.load_tokenizer(student), chat, answers, texts, settings.max_new_tokens)
+        us = Speaker(load.load_tokenizer(student), chat)
+        texts = spoken(us, Speaker(load.load_tokenizer(args.model), read_chat(own_chat)), answers, texts)
+        said = encoded(us, answers, texts, settings.max_new_tokens)
     write_rows(args.train, given, said, texts, args.output)
     unended = sum(not set(ids[-1:]) & set(chat.end_ids) for ids in said)
     found = report(answers, texts) | {"cut_off": unended}

@@ -25,9 +25,10 @@ def from_hub(source: dict, output: Path) -> str:
     """Download next to the output, where an interrupted download goes on. Returns the commit."""
     from huggingface_hub import HfApi, snapshot_download
 
-    download = output.with_name(f".{output.name}.download")
     with fetching(f"data set {source['id']}"):
         listed = HfApi().dataset_info(source["id"], revision=source["revision"])
+        # Of its own commit: files that a later one has no longer are no part of it.
+        download = output.with_name(f".{output.name}.{listed.sha[:12]}")
         snapshot_download(
             source["id"],
             repo_type="dataset",

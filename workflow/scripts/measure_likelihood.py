@@ -9,6 +9,7 @@ from kdag.files.manifest import SUBSET, read_manifest, verify_beside
 from kdag.files.records import recorded
 from kdag.files.seals import write_sealed
 from kdag.job import cli, progress
+from kdag.job.errors import UserError
 from kdag.job.gpu_lease import leased
 from kdag.teacher.sizes import FIDELITY_TOKENS
 
@@ -48,38 +49,46 @@ def main(args):
         answer_states(model, frame, FIDELITY_TOKENS, f"rows through {args.model.parent.name}", pace)
     )
 
+    ours, read = (table[side].to_pylist() for side in ("student_widths", "teacher_widths"))
+    both = [a is not None and b is not None for a, b in zip(ours, read, strict=True)]
+
     @torch.inference_mode()
     def per_byte(hidden, weight, cap, rows, widths):
+        """Of every row, and of those that both models read."""
         targets = [torch.from_numpy(answer_tokens(row)).long() for row in rows["targets"]]
         weight = weight.to(load.device())
         nll = [
             -token_logp(kept.to(weight.device, weight.dtype), weight, wanted.to(weight.device), cap=cap).cpu()
             for kept, wanted in zip(hidden, targets, strict=True)
         ]
-        return nll_per_byte(torch.cat(nll), [len(row) for row in targets], widths.to_pylist())
+        lengths = [len(row) for row in targets]
+        shared = [taken if there else None for taken, there in zip(widths, both, strict=True)]
+        return [nll_per_byte(torch.cat(nll), lengths, each) for each in (widths, shared)]
 
-    student = per_byte(
+    every, student = per_byte(
         [states[i] for i in range(len(frame))],
         head.head_weight(model, vocabulary).detach(),
         head.logit_cap(model),
-        *(frame, table["student_widths"]),
+        *(frame, ours),
     )
-    teacher = per_byte(
+    _, teacher = per_byte(
         [cache.row(i)["hidden"] for i in range(len(theirs))],
         cache.head,
         cache.cap,
         theirs,
-        table["teacher_widths"],
+        read,
     )
+    if not any(both):
+        raise UserError(f"{args.aligned}: both models read no held-out row; the log of align_rows says why")
     inputs = {
         "model": sha256_file(args.model.parent / "manifest.json"),
         "cache": sha256_file(args.cache),
     }
-    by_row = student.pop("by_row")
+    by_row = every["by_row"]
     write_sealed(
         args.output,
         {
-            **student,
+            **{key: value for key, value in student.items() if key != "by_row"},
             "teacher_nats_per_byte": teacher["nats_per_byte"],
             "by_row": {"nats_per_byte": by_row},
             **{"rows": len(frame), "dtype": dtype, "inputs": inputs, "params": args.config},

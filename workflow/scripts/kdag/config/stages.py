@@ -79,7 +79,10 @@ def stage_params(
         case "subset":
             return config.data.model_dump(exclude=set(DataSource.model_fields))
         case "align_rows":
-            return {"data": stage_params(config, "subset"), "chat": config.chat.model_dump()}
+            # A teacher that is said to have another tokenizer may be asked for its text alone.
+            text = teacher == FIRST and config.teacher.tokenizer == "own"
+            shared = {"data": stage_params(config, "subset"), "chat": config.chat.model_dump()}
+            return shared | ({"text": True} if text else {})
         case "check_models":
             trainings = [stage_params(config, "distill", strategy=name) for name in config.strategies]
             students = map(tried, trainings or [training])

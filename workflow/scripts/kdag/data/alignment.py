@@ -127,7 +127,9 @@ def spelling(tokenizer) -> Spelling:
             if way is sentencepiece and isinstance(piece, str) and BYTE_PIECE.fullmatch(piece):
                 fallback.add(number)
         for number, token in added.items():
-            pieces[number] = None if number in control else token.content.encode()
+            # Runs of blanks are added tokens of Gemma's, written as its pieces are.
+            text = token.content.replace(BLANK, " ") if way is sentencepiece else token.content
+            pieces[number] = None if number in control else text.encode()
         candidate = Spelling(tuple(pieces), control, frozenset(fallback - added.keys()))
         kept = sum(spells(tokenizer, candidate, probe) for probe in PROBES)
         if kept > most:
@@ -305,9 +307,12 @@ def align_answers(ours: list[np.ndarray], theirs: list[np.ndarray], texts: Seque
     return spans_from(np.concatenate(spans) if spans else [])
 
 
-def row_widths(spelt: Spelling, row, texts: Sequence[str], who: str = "model") -> list[np.ndarray]:
+def row_widths(
+    spelt: Spelling, row, texts: Sequence[str], who: str = "model", ends: Sequence[int] = ()
+) -> list[np.ndarray]:
     """`widths` of each learned answer of a row (ids [n], mask [n]), whose texts these are.
 
+    ends: tokens that end an answer, which then say nothing of it, also if they are no control tokens.
     AlignmentError, with the answer and `who`, if the row does not spell them.
     """
     runs = learned_runs(*row)
@@ -316,10 +321,28 @@ def row_widths(spelt: Spelling, row, texts: Sequence[str], who: str = "model") -
     found = []
     for number, (ids, text) in enumerate(zip(runs, texts, strict=True)):
         try:
-            found.append(widths(spelt, ids, text))
+            ended = ids[-1] in ends and ids[-1] not in spelt.control
+            taken = widths(spelt, ids[:-1] if ended else ids, text)
+            found.append(np.append(taken, -1) if ended else taken)
         except AlignmentError as error:
             raise AlignmentError(f"answer {number}, {who}: {error}") from error
     return found
+
+
+def within(taken: np.ndarray, text: str) -> np.ndarray:
+    """The `widths` of a text, less the white space around it, which a template may write: the tokens, or the
+    parts of tokens, that say it have no bytes then."""
+    taken, core = taken.copy(), text.strip()
+    lead = text.index(core) if core else 0
+    for size, places in (
+        (len(text[:lead].encode()), range(len(taken))),
+        (len(text[lead + len(core) :].encode()), range(len(taken) - 1, -1, -1)),
+    ):
+        for place in places:
+            less = min(size, max(int(taken[place]), 0))
+            taken[place] -= less
+            size -= less
+    return taken
 
 
 def learned_runs(ids, mask) -> list[list[int]]:

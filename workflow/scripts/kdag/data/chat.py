@@ -154,6 +154,12 @@ def own_end(tokenizer, chat: Chat) -> set[int]:
     return {tokenizer.convert_tokens_to_ids(found[0])} if found else set()
 
 
+def answer_end(tokenizer, chat: Chat) -> int:
+    """The token that ends an answer: the template's own, or the tokenizer's, if they are among the chat's."""
+    own = [*own_end(tokenizer, chat), tokenizer.eos_token_id]
+    return next((end for end in own if end in chat.end_ids), chat.end_ids[0])
+
+
 def before_a_question(tokenizer, chat: Chat) -> str:
     """What the template puts before a first question by itself, such as a system prompt; mostly nothing."""
     text = render(tokenizer, chat, ASKED, prompt=True).partition(ASKED[0]["content"])[0]

@@ -159,7 +159,8 @@ def fidelity_words(rows: list[dict], closeness: pd.DataFrame) -> list[str]:
     else:
         shown = ["nats_per_byte"]
         said = (
-            f"How likely the held-out answers are ({closeness['bytes'][0]} bytes of {count} rows), in nats "
+            f"How likely the held-out answers are ({closeness['bytes'][0]} bytes of "
+            f"{count - closeness['undefined_rows'][0]} rows), in nats "
             f"per byte of their text; {taught(rows)}: {closeness['teacher_nats_per_byte'][0]:.4f}. It has "
             "another tokenizer, so a divergence from it is not defined."
         )

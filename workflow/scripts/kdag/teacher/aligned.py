@@ -44,6 +44,8 @@ class AlignedTeacher:
             raise UserError(f"{manifest_path} is not of {rows}; delete it and run snakemake again")
         self.targets = [answer_tokens(row).astype(np.int64) for row in self.read["targets"]]
         self.spans = [np.array(row, dtype=np.int64).reshape(-1, 4) for row in table["spans"].to_pylist()]
+        if not any(map(len, self.spans)):
+            raise UserError(f"{rows}: no row could be aligned; the log of align_rows says why")
         common = pq.read_table(rows.with_name("common.parquet"))
         self.common = [torch.from_numpy(common[side].to_numpy()) for side in ("student", "teacher")]
         self.weights, self.head, self.cap = self.cache.weights, self.cache.head, self.cache.cap

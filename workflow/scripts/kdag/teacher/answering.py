@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from kdag.data.aligned_rows import Speaker, around
+from kdag.data.chat import answer_end
 from kdag.data.loops import distinct_pairs, is_repeated
 from kdag.data.rows import prompts, read_rows
 from kdag.data.template import text_tokens
@@ -41,22 +43,33 @@ def sampled(model: Path, rows: Path, settings, chat, dtype: str, vocabulary: int
         eos_ids=chat.end_ids,
         told=True,
     )
-    return answers, [tokenizer.decode(answer.said) for answer in answers]
+    return answers, [tokenizer.decode(answer.said, clean_up_tokenization_spaces=False) for answer in answers]
 
 
 def unread_reasons(rows: Path) -> list[dict]:
     return read_manifest(rows.parent / "manifest.json")["report"].get("unaligned", {}).get("train", [])
 
 
-def spoken(tokenizer, chat, answers: list, texts: list[str], most: int) -> list[list[int]]:
-    """A teacher's answers in the tokens of a student with another tokenizer, `most` of them, each with the
-    student's end token if the teacher ended it and no token was cut off."""
+def spoken(student: Speaker, teacher: Speaker, answers: list, texts: list[str]) -> list[str]:
+    """The texts as the student's template writes an answer: with its own white space around them, and not the
+    teacher's."""
+    (ours, behind), (theirs, behind_there) = around(student), around(teacher)
     found = []
     for answer, text in zip(answers, texts, strict=True):
-        text = text.rstrip("\ufffd") if answer.cut_off else text  # of a character that was cut in the middle
-        ids = [*text_tokens(tokenizer, text), *([] if answer.cut_off else chat.end_ids[:1])]
-        found.append(ids[:most])
+        text = ours + text.removeprefix(theirs)
+        # What was cut off may end in the middle of a character.
+        found.append(text.rstrip("\ufffd") if answer.cut_off else text.removesuffix(behind_there) + behind)
     return found
+
+
+def encoded(student: Speaker, answers: list, texts: list[str], most: int) -> list[list[int]]:
+    """The texts in the student's tokens, `most` of them, each with the token that ends an answer if the
+    teacher ended it and no token was cut off."""
+    end = answer_end(student.tokenizer, student.chat)
+    return [
+        [*text_tokens(student.tokenizer, text), *([] if answer.cut_off else [end])][:most]
+        for answer, text in zip(answers, texts, strict=True)
+    ]
 
 
 def report(answers: list, texts: list[str]) -> dict:

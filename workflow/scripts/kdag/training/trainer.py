@@ -92,6 +92,8 @@ class DistillTrainer(Trainer):
             batches = self.rollouts.batches(epoch_iterator, num_batches, self.state.global_step, share, done)
             epoch_iterator, num_batches = iter(batches), len(batches)
         batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
+        # Rows that a teacher of another tokenizer cannot read have nothing to learn, and may be a whole step.
+        tokens = tokens if tokens is None else tokens.clamp(min=1)
         if self.schedules.objective.alignment:
             spans = sum(int((batch["aligned"]["spans"][..., 0] >= 0).sum()) for batch in batches)
             self.spans = max(1, *processes.summed([spans], self.args.device))
