@@ -109,6 +109,7 @@ def test_an_alignment_fills_in_its_keys(tmp_path):
 
 def test_a_teacher_of_another_tokenizer_may_answer_alone(tmp_path):
     config = configured(tmp_path, {"s": {"method": "seqkd"}}, **OWN)
+    assert stage_params(config, "align_rows")["text"], "rows without a span are no fault then"
     assert config.aligned() == ["teacher"] and canonical(config)["teacher"]["tokenizer"] == "own"
     assert "tokenizer" not in canonical(configured(tmp_path, {"f": {"divergence": "fkl"}}))["teacher"]
 
@@ -495,15 +496,41 @@ def test_an_end_that_is_no_special_token_says_nothing():
     assert tally.unaligned == [] and all(row["student_widths"][-1] == -1 for row in rows)
 
 
-def test_a_row_that_the_teacher_cannot_read_has_no_answer(run, tmp_path):
+def with_unread(run, folder, unread: list[int]) -> None:
+    """The teacher's training rows, some of which it does not read, into `folder`."""
     rows = run.results / "teacher" / "rows"
     table = pq.read_table(rows / "train.parquet").to_pylist()
-    table[3] |= {"input_ids": [0], "response_mask": [0]}
-    pq.write_table(pa.Table.from_pylist(table, ALIGNED), tmp_path / "train.parquet")
+    for number in unread:
+        table[number] |= {"input_ids": [0], "response_mask": [0]}
+    pq.write_table(pa.Table.from_pylist(table, ALIGNED), folder / "train.parquet")
     manifest = json.loads((rows / "manifest.json").read_text())
-    manifest["report"]["unaligned"]["train"] = [{"row": table[3]["row"], "reason": "no system prompt"}]
-    manifest["files"] = hash_files(tmp_path, [tmp_path / "train.parquet"])
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    manifest["report"]["unaligned"]["train"] = [
+        {"row": table[number]["row"], "reason": "no system prompt"} for number in unread
+    ]
+    manifest["files"] = hash_files(folder, [folder / "train.parquet"])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_step_of_rows_that_the_teacher_cannot_read_changes_nothing(run, tmp_path):
+    with_unread(run, tmp_path, [0, 1, 2, 3])
+    short = {"dtype": "float32", "batch_size": 1, "gradient_accumulation": 1, "lora_rank": 2}
+    run.script(
+        *("sft", "--config", json.dumps(short), "--train", tmp_path / "train.parquet"),
+        *(
+            "--model",
+            run.folder / "two" / "teacher",
+            "--chat",
+            run.results / "teacher" / "rows" / "chat.json",
+        ),
+        *("--output", tmp_path / "out" / "model", "--log", tmp_path / "out" / "log"),
+        *("--manifest", tmp_path / "out" / "manifest.json"),
+    )
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "log").read_text().splitlines()]
+    assert all(map(math.isfinite, losses)) and losses.count(0.0) in (4, 8, 12)
+
+
+def test_a_row_that_the_teacher_cannot_read_has_no_answer(run, tmp_path):
+    with_unread(run, tmp_path, [3])
     with pytest.raises(UserError, match=r"^1 training rows .* row 3: no system prompt$"):
         sampled(run.results / "teacher" / "model", tmp_path / "train.parquet", None, None, "float32", 0)
 
@@ -520,3 +547,10 @@ def test_rows_of_another_run_are_refused(run):
     assert teacher.weights > 0 and len(teacher.row(0)["spans"]) > 1
     with pytest.raises(UserError, match="is not of the rows of this run"):
         AlignedTeacher(rows, cache, "train", frame.iloc[:5], given)
+
+
+def test_likelihood_is_compared_on_the_rows_that_both_read(run):
+    measured = json.loads((run.results / "eval" / "uld-seed0" / "fidelity.json").read_text())
+    assert measured["undefined_rows"] == 0 and 0 < measured["teacher_nats_per_byte"] < 10
+    table = (run.results / "report" / "table.md").read_text()
+    assert f"({measured['bytes']} bytes of 8 rows)" in table
