@@ -513,12 +513,13 @@ def with_unread(run, folder, unread: list[int]) -> None:
 
 def test_a_step_of_rows_that_the_teacher_cannot_read_changes_nothing(run, tmp_path):
     with_unread(run, tmp_path, [0, 1, 2, 3])
+    (teacher,) = run.folder.glob("resources/models/teacher-*/model")
     short = {"dtype": "float32", "batch_size": 1, "gradient_accumulation": 1, "lora_rank": 2}
     run.script(
         *("sft", "--config", json.dumps(short), "--train", tmp_path / "train.parquet"),
         *(
             "--model",
-            run.folder / "two" / "teacher",
+            teacher,
             "--chat",
             run.results / "teacher" / "rows" / "chat.json",
         ),
